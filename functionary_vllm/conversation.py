@@ -1,0 +1,83 @@
+"""What was asked, as pure values: the meeting point of the API and the formats.
+
+In: `normalise` takes OpenAI messages of both generations (tools and functions). Out: frozen dataclasses whose
+messages have one shape: four roles, string content, calls with ids, results in the order of their calls.
+Refuses to know prompts, tokens and HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+PYTHON = "python"  # the recipient that the code interpreter is offered as
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call in the history. `arguments` is the text as it came: JSON, broken JSON, raw code or empty."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `name` and `call_id` are set for role tool; `calls` and `reasoning` only for role assistant."""
+
+    role: Role
+    content: str
+    name: str | None = None
+    call_id: str | None = None
+    calls: tuple[Call, ...] = ()
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function offered. `definition` holds its name, description and parameters, in the order they were given."""
+
+    definition: Mapping[str, Any]
+    strict: bool = False
+
+    @property
+    def name(self) -> str:
+        return str(self.definition["name"])
+
+    @property
+    def description(self) -> str:
+        return self.definition.get("description") or ""
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The JSON Schema of the arguments; empty when none was given."""
+        return self.definition.get("parameters") or {}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the model may do. `name` is set for mode named."""
+
+    mode: Literal["auto", "none", "required", "named"]
+    name: str | None = None
+
+
+AUTO = Choice("auto")
+NONE = Choice("none")
+REQUIRED = Choice("required")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A request without its sampling. Without functions and code interpreter, `choice` is NONE."""
+
+    messages: tuple[Message, ...]
+    functions: tuple[Function, ...] = ()
+    choice: Choice = NONE
+    parallel: bool = True
+    code_interpreter: bool = False
+    thinking: bool | None = None  # None: as the model does by itself
+    response_schema: Mapping[str, Any] | bool | None = None  # JSON Schema of the text answer

@@ -1,0 +1,97 @@
+"""The engine protocol: token ids in, token ids out, nothing else crosses.
+
+In: a Generation. Out: Steps, deltas only. Refuses to know text, formats and HTTP. An engine that is left (its
+iterator closed or its task cancelled) stops generating by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from functionary_vllm.events import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose tokens. None means the engine's own default. Units and ranges are OpenAI's, then vLLM's."""
+
+    max_tokens: int | None = None  # None: as many as fit
+    n: int = 1
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    logprobs: int | None = None  # alternatives a token; 0 gives the chosen token alone
+    stop: tuple[str, ...] = ()  # applied by the pipeline: engines see token ids only
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One engine request. `constraint` is an xgrammar structural tag as JSON; `model` an adapter's name or None."""
+
+    id: str
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+    stop_token_ids: tuple[int, ...] = ()
+    constraint: str | None = None
+    model: str | None = None
+    priority: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural-log probability of a sampled token, and of the most likely ones in its place, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one engine step added to one choice. `token_ids` may be any number, a stop token included."""
+
+    choice: int
+    token_ids: Sequence[int]
+    finish: FinishReason | None = None
+    logprobs: Sequence[TokenLogprob] | None = None
+    cached_tokens: int = 0  # prompt tokens that came out of the prefix cache
+
+
+class Engine(Protocol):
+    """What the pipeline and the API need of an engine."""
+
+    tokenizer: Any  # a transformers fast tokenizer
+    max_model_len: int
+    vocab_size: int
+
+    def generate(self, request: Generation) -> AsyncIterator[Step]:
+        """Yield Steps until each of the n choices has had one with `finish`.
+
+        Raises InvalidRequest before the first step when the engine refuses the request, EngineFailure when this
+        request failed, EngineUnavailable when the engine is gone.
+        """
+        ...
+
+    async def stop(self, request_id: str, choice: int) -> None:
+        """End one choice of a running request early; no more Steps of it follow. Unknown ids are ignored."""
+        ...
+
+    def check_schema(self, schema: Mapping[str, Any] | bool) -> None:
+        """Raise ValueError with the engine's reason when it cannot enforce this JSON Schema."""
+        ...
+
+    async def check_health(self) -> None:
+        """Raise EngineUnavailable when no request can be served."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,100 @@
+"""The error tree: everything that can be told to a client, as status, type, code and param.
+
+In: a message for a person, and the request field it is about. Out: OpenAI's error envelope. Refuses to know HTTP
+frameworks: `api/app.py` turns an ApiError into a response, `api/sse.py` into an event inside a stream.
+
+    ApiError
+    ├── InvalidRequest            400  invalid_request_error
+    │   └── ContextLengthExceeded 400  context_length_exceeded
+    ├── AuthenticationFailed      401  authentication_error, invalid_api_key
+    ├── NotFound                  404  not_found
+    │   └── ModelNotFound         404  model_not_found
+    ├── MethodNotAllowed          405  method_not_allowed
+    ├── BodyTooLarge              413  request_too_large
+    ├── UnsupportedMediaType      415  unsupported_media_type
+    ├── Unprocessable             422  invalid_type: JSON of the wrong shape
+    ├── EngineFailure             500  server_error, engine_failure
+    └── EngineUnavailable         503  server_error, engine_unavailable
+
+Source of the envelope: OpenAI API reference, "Error codes".
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class ApiError(Exception):
+    """An error with a place in OpenAI's envelope. `status` is an HTTP status code."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+
+    def envelope(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ApiError):
+    status = 400
+    type = "invalid_request_error"
+    default_code = "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    default_code = "context_length_exceeded"
+
+
+class AuthenticationFailed(ApiError):
+    status = 401
+    type = "authentication_error"
+    default_code = "invalid_api_key"
+
+
+class NotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    default_code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    default_code = "model_not_found"
+
+
+class MethodNotAllowed(ApiError):
+    status = 405
+    type = "invalid_request_error"
+    default_code = "method_not_allowed"
+
+
+class BodyTooLarge(ApiError):
+    status = 413
+    type = "invalid_request_error"
+    default_code = "request_too_large"
+
+
+class UnsupportedMediaType(ApiError):
+    status = 415
+    type = "invalid_request_error"
+    default_code = "unsupported_media_type"
+
+
+class Unprocessable(ApiError):
+    status = 422
+    type = "invalid_request_error"
+    default_code = "invalid_type"
+
+
+class EngineFailure(ApiError):
+    default_code = "engine_failure"
+
+
+class EngineUnavailable(ApiError):
+    status = 503
+    default_code = "engine_unavailable"
