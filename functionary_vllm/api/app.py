@@ -1,0 +1,87 @@
+"""The application: routes, what surrounds them, and when the server counts as ready.
+
+In: Settings, a running Engine, a Format. Out: a FastAPI app; the lifespan says when it is ready and closes the
+engine at the end. Refuses to know how the engine was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from functionary_vllm import metrics
+from functionary_vllm.api import chat, models, tokenize
+from functionary_vllm.api.auth import Keys
+from functionary_vllm.api.border import Border, Json, http_exception
+from functionary_vllm.api.chat_request import ChatRequest
+from functionary_vllm.api.described import describe
+from functionary_vllm.api.service import Service, versions
+from functionary_vllm.engine.base import Engine
+from functionary_vllm.errors import EngineUnavailable
+from functionary_vllm.formats.base import Format
+from functionary_vllm.pipeline import Pipeline
+from functionary_vllm.settings import Settings
+
+
+def create_app(settings: Settings, engine: Engine, fmt: Format) -> FastAPI:
+    service = Service(settings, engine, fmt, Pipeline(fmt, engine))
+    app = FastAPI(
+        title="functionary-vllm",
+        version=versions().get("functionary-vllm", "0"),
+        description="OpenAI's chat completions, both generations, for function-calling models.",
+        lifespan=_lifespan(engine),
+    )
+    app.state.ready = False
+    app.include_router(chat.routes(service))
+    app.include_router(models.routes(service.models))
+    app.include_router(tokenize.routes(service))
+    app.include_router(_operation(app, engine))
+    app.add_exception_handler(HTTPException, http_exception)
+    app.add_middleware(Border, keys=Keys(settings.api_keys))
+    describe(app, ChatRequest, tokenize.TokenizeRequest, tokenize.DetokenizeRequest)
+    return app
+
+
+def _lifespan(engine: Engine) -> Any:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.ready = True
+        try:
+            yield
+        finally:
+            app.state.ready = False
+            await engine.close()
+
+    return lifespan
+
+
+def _operation(app: FastAPI, engine: Engine) -> APIRouter:
+    """For those who run the server: supervisors, load balancers, Prometheus."""
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/health", summary="Liveness: 503 when the engine is dead and only a restart helps")
+    async def health() -> Response:
+        await engine.check_health()
+        return Json({"status": "ok"})
+
+    @router.get("/ready", summary="Readiness: 503 while starting, stopping, or without an engine")
+    async def ready() -> Response:
+        if not app.state.ready:
+            raise EngineUnavailable("The server is not ready.")
+        await engine.check_health()
+        return Json({"status": "ready"})
+
+    @router.get("/version", summary="Installed versions")
+    async def version() -> Response:
+        return Json({"version": app.version, "versions": versions()})
+
+    @router.get("/metrics", summary="Prometheus metrics: vLLM's own and ours", response_class=Response)
+    async def exposition() -> Response:
+        return Response(metrics.exposition(), headers={"content-type": metrics.CONTENT_TYPE})
+
+    return router

