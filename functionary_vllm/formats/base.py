@@ -1,1 +1,248 @@
-"""stub"""
+"""What a format is: how a conversation is written for a model, and how the model's answer is read.
+
+In: a Conversation to `render`, token ids to a `decoder`. Out: a Prompt of text and special tokens, events. One file a
+format puts `render` and `grammar` side by side; what both share (how a call opens and closes) stands there once and
+also gives the engine's constraint. Refuses to know engines, HTTP and OpenAI's response shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from functionary_vllm.conversation import PYTHON, Choice, Conversation
+from functionary_vllm.detokenizer import Alphabet
+from functionary_vllm.formats import constraint as rule
+from functionary_vllm.formats.constraint import Element
+from functionary_vllm.formats.decoder import Decoder, Offered, PythonArguments
+from functionary_vllm.formats.machine import Machine
+from functionary_vllm.formats.scanner import Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A special token in a prompt, by its text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is given.
+
+    `parts` keep the format's special tokens apart from text, so that text can never forge one. `opened` is the end of
+    the prompt that already belongs to the answer. `stop` are the tokens that end a turn. `joined` is false where the
+    model was trained on parts tokenised one by one.
+    """
+
+    parts: tuple[str | Special, ...]
+    opened: str = ""
+    stop: tuple[str, ...] = ()
+    joined: bool = True
+
+    @property
+    def text(self) -> str:
+        return "".join(part if isinstance(part, str) else part.text for part in self.parts)
+
+    def token_ids(self, tokenizer: Any) -> list[int]:
+        """Ids for the engine. Special tokens that occur in text parts are taken as ordinary characters."""
+        if self.joined and not any(specials(tokenizer).search(p) for p in self.parts if isinstance(p, str)):
+            return list(tokenizer.encode(self.text, add_special_tokens=False))
+        ids: list[int] = []
+        for part in join(self.parts) if self.joined else self.parts:
+            if isinstance(part, Special):
+                ids += tokenizer.encode(part.text, add_special_tokens=False)
+            else:
+                ids += tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True)
+        return ids
+
+
+def join(parts: Iterable[str | Special]) -> list[str | Special]:
+    """Parts with neighbouring texts joined, as a tokenizer has to see them."""
+    joined: list[str | Special] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
+
+
+def specials(tokenizer: Any) -> re.Pattern[str]:
+    pattern = getattr(tokenizer, "_functionary_specials", None)
+    if pattern is None:
+        texts = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+        pattern = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+        tokenizer._functionary_specials = pattern
+    return pattern
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Something that can be called, as the engine's rule sees it."""
+
+    name: str
+    open: str
+    arguments: Element
+    close: str
+
+
+class Format(ABC):
+    """One prompt and output format, bound to a tokenizer (None: rendering and text only).
+
+    `markers` are the texts that the format reads as tokens where the tokenizer has them, `stop` the tokens that end
+    an answer. A call is written `call_open(name)`, arguments, `call_close`; `text_open` and `call_separator` stand
+    before an answer's text and between its calls. `render`, `grammar` and `constraint` all rest on these.
+    """
+
+    name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    markers: ClassVar[tuple[str, ...]] = ()
+    stop: ClassVar[tuple[str, ...]] = ()
+    text_open: ClassVar[str] = ""
+    call_close: ClassVar[str] = ""
+    call_separator: ClassVar[str] = ""
+    parallel: ClassVar[bool] = True  # whether one answer can hold several calls
+
+    def __init__(self, tokenizer: Any | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.bos = (tokenizer.bos_token or "") if tokenizer is not None else ""
+
+    @cached_property
+    def alphabet(self) -> Alphabet:
+        return Alphabet(self.tokenizer, (*self.markers, *self.stop))
+
+    @cached_property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: the format's own, and the tokenizer's end of sequence."""
+        ids = [self.alphabet.ids[stop] for stop in self.stop if stop in self.alphabet.ids]
+        eos = None if self.tokenizer is None else self.tokenizer.eos_token_id
+        return tuple(dict.fromkeys(ids if eos is None else [*ids, eos]))
+
+    @abstractmethod
+    def render(self, conversation: Conversation) -> Prompt:
+        """Write the conversation for the model, up to where its answer begins."""
+
+    @abstractmethod
+    def grammar(self, m: Machine) -> Reading[None]:
+        """Read an answer, `Prompt.opened` included."""
+
+    @abstractmethod
+    def call_open(self, name: str) -> str:
+        """What stands before the arguments of a call."""
+
+    def opened(self, choice: Choice) -> str:
+        """What the prompt already says of the answer, for this choice."""
+        return ""
+
+    def code_open(self) -> str:
+        """What stands before the code of a call of the code interpreter."""
+        return self.call_open(PYTHON)
+
+    def code_rule(self) -> Element:
+        """What the engine may write as the arguments of the code interpreter: raw code, unless overridden."""
+        return rule.ANY_TEXT
+
+    def call_after_text(self, name: str, call_open: str) -> str:
+        """How a call begins after text, from its first unmistakable marker on."""
+        return call_open
+
+    def constraint(self, conversation: Conversation, exact: frozenset[str] = frozenset()) -> str | None:
+        """The structural tag for what must be enforced, or None.
+
+        Enforced are required and named calls, strict functions and the response schema. Arguments follow the schema
+        of the functions named in `exact`, else they are any JSON object. The rule begins after `Prompt.opened`.
+        """
+        element = self.rule(conversation, exact, self.opened(conversation.choice))
+        return None if element is None else rule.structural_tag(element)
+
+    def rule(self, conversation: Conversation, exact: frozenset[str], opened: str) -> Element | None:
+        choice, schema = conversation.choice, conversation.response_schema
+        calls = self._callables(conversation, exact)
+        several = conversation.parallel and self.parallel and choice.mode != "named"
+        if choice.mode in ("required", "named"):
+            return self._calls(calls, opened, several=several)
+        if choice.mode == "none" or not calls:
+            return None if schema is None else rule.json_value(schema)
+        if schema is not None:
+            return rule.either(
+                self._calls(calls, "", several=several),
+                rule.sequence(*self._literal(self.text_open), rule.json_value(schema)),
+            )
+        if not any(function.strict for function in conversation.functions):
+            return None
+        triggered = self._triggered(calls, several=several)
+        if not self.text_open:
+            return triggered
+        return rule.either(
+            self._calls(calls, "", several=several), rule.sequence(*self._literal(self.text_open), triggered)
+        )
+
+    def _callables(self, conversation: Conversation, exact: frozenset[str]) -> list[Offer]:
+        chosen = conversation.choice.name
+        calls = [
+            Offer(f.name, self.call_open(f.name), rule.arguments(f, exact=f.name in exact), self.call_close)
+            for f in conversation.functions
+            if chosen in (None, f.name)
+        ]
+        if conversation.code_interpreter and chosen in (None, PYTHON):
+            close = "" if self.code_rule() is rule.ANY_TEXT else self.call_close
+            calls.append(Offer(PYTHON, self.code_open(), self.code_rule(), close))
+        return calls
+
+    def _calls(self, calls: list[Offer], opened: str, *, several: bool) -> Element:
+        first = rule.either(*(self._call(call, call.open.removeprefix(opened)) for call in calls))
+        if not several:
+            return first
+        more = rule.either(*(self._call(call, self.call_separator + call.open) for call in calls))
+        return rule.sequence(first, rule.repeated(more))
+
+    def _call(self, call: Offer, before: str) -> Element:
+        return rule.sequence(*self._literal(before), call.arguments, *self._literal(call.close))
+
+    def _triggered(self, calls: list[Offer], *, several: bool) -> Element:
+        """Free text in which a call, once begun, has to be right."""
+        begins = [self._literal(self.call_after_text(call.name, call.open)) for call in calls]
+        tags = [
+            rule.tag(begin[0], rule.sequence(*begin[1:], call.arguments, *self._literal(call.close)))
+            for begin, call in zip(begins, calls, strict=True)
+        ]
+        return rule.triggered(tags, once=not several)
+
+    def _literal(self, text: str) -> list[Element]:
+        """Trusted text as constant strings and tokens."""
+        ids = self.alphabet.ids
+        return [
+            {"type": "token", "token": ids[part.text]}
+            if isinstance(part, Special) and part.text in ids
+            else {"type": "const_string", "value": part if isinstance(part, str) else part.text}
+            for part in self._parts(text)
+        ]
+
+    def decoder(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        tool_choice: str | Mapping[str, Any] = "auto",
+        opened: str = "",
+        *,
+        python_arguments: PythonArguments = "json",
+    ) -> Decoder:
+        """A reader of one answer. `tools` are OpenAI tool dicts, `tool_choice` is OpenAI's too."""
+        names = tuple(tool["function"]["name"] for tool in tools if tool.get("type", "function") == "function")
+        code = any(tool.get("type") == "code_interpreter" for tool in tools)
+        offered = Offered(names, calls=tool_choice != "none", python=python_arguments if code else None)
+        return Decoder(self, offered, opened)
+
+    def _parts(self, trusted: str) -> list[str | Special]:
+        """The format's own text, split at its special tokens."""
+        pieces = self._splitter.split(trusted)
+        return [Special(p) if i % 2 else p for i, p in enumerate(pieces) if p]
+
+    @cached_property
+    def _splitter(self) -> re.Pattern[str]:
+        texts = {*self.markers, *self.stop, *([self.bos] if self.bos else [])}
+        return re.compile("(" + ("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)") + ")")

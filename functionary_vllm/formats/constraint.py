@@ -1,0 +1,70 @@
+"""Structural tags: the engine's rule for what an answer may be, in a format's own syntax.
+
+In: literal texts and JSON Schemas. Out: nested dicts as xgrammar reads them (`xgrammar.structural_tag`): a special
+token in a text becomes a `token`, as a string would also match its letters spelled out. Refuses to know formats.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from functionary_vllm.conversation import Function
+
+Element = dict[str, Any]
+
+ANY_TEXT: Element = {"type": "any_text"}
+ANY_OBJECT: Mapping[str, Any] = {"type": "object", "additionalProperties": True}
+
+
+def sequence(*elements: Element) -> Element:
+    return elements[0] if len(elements) == 1 else {"type": "sequence", "elements": list(elements)}
+
+
+def either(*elements: Element) -> Element:
+    return elements[0] if len(elements) == 1 else {"type": "or", "elements": list(elements)}
+
+
+def optional(element: Element) -> Element:
+    return {"type": "optional", "content": element}
+
+
+def repeated(element: Element) -> Element:
+    return {"type": "star", "content": element}
+
+
+def json_value(schema: Mapping[str, Any] | bool) -> Element:
+    return {"type": "json_schema", "json_schema": schema if isinstance(schema, bool) else dict(schema)}
+
+
+def arguments(function: Function, *, exact: bool) -> Element:
+    """The arguments of a call: a JSON object, of the function's schema when `exact`."""
+    if not exact or not function.parameters:
+        return json_value(ANY_OBJECT)
+    return json_value({"type": "object", **function.parameters})
+
+
+def tag(begin: Element, content: Element) -> Element:
+    """A part of the answer that begins with a constant string or a token."""
+    return {
+        "type": "tag",
+        "begin": begin["value"] if begin["type"] == "const_string" else begin,
+        "content": content,
+        "end": "",
+    }
+
+
+def triggered(tags: Sequence[Element], *, once: bool) -> Element:
+    """Free text in which the tags' beginnings may occur only as tags."""
+    begins = [tag["begin"] for tag in tags]
+    if isinstance(begins[0], str):
+        triggers = {"type": "triggered_tags", "triggers": list(dict.fromkeys(begins))}
+    else:
+        triggers = {"type": "token_triggered_tags", "trigger_tokens": list(dict.fromkeys(b["token"] for b in begins))}
+    return {**triggers, "tags": list(tags), "stop_after_first": once}
+
+
+def structural_tag(element: Element) -> str:
+    """The rule as vLLM's `structured_outputs.structural_tag` takes it."""
+    return json.dumps({"type": "structural_tag", "format": element}, ensure_ascii=False)

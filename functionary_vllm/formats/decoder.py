@@ -1,0 +1,143 @@
+"""Token ids of one choice to events: detokenizer, machine and stop strings in a row.
+
+In: ids by `feed`, the end by `finish`. Out: events whose concatenation does not depend on how the ids were grouped.
+It is `done` when a stop token, a stop string or the last call allowed was met; the caller then stops the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from functionary_vllm.detokenizer import Detokenizer, StopStrings
+from functionary_vllm.events import CallArguments, CallEnd, Event, Text
+from functionary_vllm.formats.machine import Machine
+
+if TYPE_CHECKING:
+    from functionary_vllm.formats.base import Format
+
+PythonArguments = Literal["json", "raw"]
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What was offered to the model: function names, whether it may call at all, how code goes out (None: no code)."""
+
+    names: tuple[str, ...] = ()
+    calls: bool = True
+    python: PythonArguments | None = None
+
+
+class Decoder:
+    """Reads one choice. `stops` are stop strings; `max_calls` ends the answer after so many whole calls."""
+
+    def __init__(
+        self,
+        fmt: Format,
+        offered: Offered,
+        opened: str = "",
+        *,
+        stops: Sequence[str] = (),
+        max_calls: int | None = None,
+    ) -> None:
+        self._machine = Machine(fmt.alphabet, offered.names, calls=offered.calls, python=offered.python)
+        self._detokenizer = Detokenizer(fmt.alphabet) if fmt.tokenizer is not None else None
+        ends = "".join(char for stop in fmt.stop if (char := fmt.alphabet.of(stop)) != stop)
+        self._end = re.compile(f"[{ends}]" if ends else r"(?!)")
+        self._max_calls = max_calls
+        self._stops = StopStrings(stops) if stops else None
+        self._last: Text | CallArguments | None = None  # what the text held by _stops belongs to
+        self.done = False
+        self._machine.run(fmt.grammar)
+        before = fmt.alphabet.of(opened)
+        self._opening = self._machine.feed(before) if before else []
+        self._received = len(before)
+
+    @property
+    def received(self) -> int:
+        """Characters received so far, `opened` included: the scale of `Text.start`."""
+        return self._received
+
+    @property
+    def pending(self) -> bool:
+        """Whether the last token left an unfinished character."""
+        return self._detokenizer is not None and self._detokenizer.pending
+
+    def feed(self, token_ids: Sequence[int]) -> list[Event]:
+        """What these tokens made sure. Once `done`, tokens are ignored."""
+        if self._detokenizer is None:
+            raise ValueError("a decoder of token ids needs a format with a tokenizer")
+        return [] if self.done else self.feed_text(self._detokenizer.feed(token_ids))
+
+    def feed_text(self, text: str) -> list[Event]:
+        """The same for text whose markers are private characters (`Alphabet.of`)."""
+        if self.done:
+            return []
+        end = self._end.search(text)
+        if end:
+            text = text[: end.start()]
+        self._received += len(text)
+        events = self._pass(self._machine.feed(text))
+        return events + self.finish() if end else events
+
+    def finish(self, *, cut: bool = False) -> list[Event]:
+        """The end of the answer; `cut` says that the model was not done."""
+        if self.done:
+            return []
+        rest = self._detokenizer.finish() if self._detokenizer is not None else ""
+        self._received += len(rest)
+        last = self._machine.feed(rest) if rest else []
+        events = self._pass(last + self._machine.finish(cut=cut))
+        if not self.done:
+            events += self._release()
+        self.done = True
+        return events
+
+    def _pass(self, events: list[Event]) -> list[Event]:
+        if self._opening:
+            events, self._opening = self._opening + events, []
+        if self._stops is None and self._max_calls is None:
+            return events
+        passed: list[Event] = []
+        for event in events:
+            if self._stops is not None and isinstance(event, Text | CallArguments):
+                passed += self._until_stop(self._stops, event)
+            else:
+                passed += self._release()
+                if not self.done:
+                    passed.append(event)
+            if isinstance(event, CallEnd) and event.index + 1 == self._max_calls:
+                self.done = True
+            if self.done:
+                break
+        return passed
+
+    def _until_stop(self, stops: StopStrings, event: Text | CallArguments) -> list[Event]:
+        # A stop string counts within one text or one call's arguments, never across markup.
+        passed = [] if self._last is None or _same_place(self._last, event) else self._release()
+        if self.done:
+            return passed
+        held = len(stops.held)
+        text, self.done = stops.feed(event.text)
+        self._last = event
+        return [*passed, _shifted(event, text, -held)] if text else passed
+
+    def _release(self) -> list[Event]:
+        last, self._last = self._last, None
+        if last is None or self._stops is None:
+            return []
+        held = len(self._stops.held)
+        text, self.done = self._stops.finish()
+        return [_shifted(last, text, len(last.text) - held)] if text else []
+
+
+def _same_place(one: Text | CallArguments, other: Text | CallArguments) -> bool:
+    if isinstance(one, CallArguments) and isinstance(other, CallArguments):
+        return one.index == other.index
+    return isinstance(one, Text) and isinstance(other, Text)
+
+
+def _shifted(event: Text | CallArguments, text: str, by: int) -> Event:
+    return Text(text, event.start + by) if isinstance(event, Text) else CallArguments(event.index, text)

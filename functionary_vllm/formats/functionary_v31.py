@@ -1,0 +1,105 @@
+"""functionary-v3.1 (small/medium-v3.1): Llama-3.1 chat, calls as `<function=NAME>{json}</function>`.
+
+Facts: MeetKai/functionary, prompt template v3-llama3.1 (the instruction text, its slips included, is what the models
+were trained on). `<function=` is ordinary text, so only offered names make a call. Code goes after `<|python_tag|>`.
+"""
+
+from __future__ import annotations
+
+import json
+
+from functionary_vllm.conversation import PYTHON, Choice, Conversation, Function, Message, python_code
+from functionary_vllm.formats.base import Prompt, Special
+from functionary_vllm.formats.functionary_v25 import Llama3Chat
+from functionary_vllm.formats.machine import Machine
+from functionary_vllm.formats.scanner import Reading
+
+_PYTHON_TAG = "<|python_tag|>"
+_INSTRUCTIONS = """
+Think very carefully before calling functions.
+If a you choose to call a function ONLY reply in the following format:
+<{start_tag}={function_name}>{parameters}{end_tag}
+where
+
+start_tag => `<function`
+parameters => a JSON dict with the function argument name as key and function argument value as value.
+end_tag => `</function>`
+
+Here is an example,
+<function=example_function_name>{"example_name": "example_value"}</function>
+
+Reminder:
+- If looking for real time information use relevant functions before falling back to brave_search
+- Function calls MUST follow the specified format, start with <function= and end with </function>
+- Required parameters MUST be specified
+- Only call one function at a time
+- Put the entire function call reply on one line
+
+"""
+
+
+class FunctionaryV31(Llama3Chat):
+    name = "functionary-v3.1"
+    aliases = ("v3.1", "v3-llama3.1")
+    markers = (_PYTHON_TAG, *Llama3Chat.markers)
+    stop = (*Llama3Chat.stop, "<|eom_id|>")
+    call_close = "</function>"
+
+    def call_open(self, name: str) -> str:
+        return f"<function={name}>"
+
+    def code_open(self) -> str:
+        return _PYTHON_TAG
+
+    def opened(self, choice: Choice) -> str:
+        match choice.mode:
+            case "required":
+                return "<function="
+            case "named":
+                return self.code_open() if choice.name == PYTHON else self.call_open(choice.name or "")
+            case "auto" | "none":
+                return ""
+
+    def render(self, conversation: Conversation) -> Prompt:
+        environment = "Environment: ipython\n\n" if conversation.code_interpreter else "\n"
+        system = [environment, "Cutting Knowledge Date: December 2023\n\n"]
+        if conversation.functions:
+            system += ["\nYou have access to the following functions:\n\n"]
+            system += [_describe(function) for function in conversation.functions]
+            system += [_INSTRUCTIONS]
+        parts = self.turn("system", *system)
+        for message in conversation.messages:
+            parts += self._message(message)
+        return self.prompt(parts, "", self.opened(conversation.choice))
+
+    def _message(self, message: Message) -> list[str | Special]:
+        if message.role != "assistant":
+            return self.turn("ipython" if message.role == "tool" else message.role, message.content)
+        content: list[str | Special] = [message.content] if message.content else []
+        for call in message.calls:
+            if call.name == PYTHON:
+                content += [Special(_PYTHON_TAG), python_code(call.arguments)]
+            else:
+                content += [f"{self.call_open(call.name)}{call.arguments}{self.call_close}"]
+        end = "<|eom_id|>" if message.calls else "<|eot_id|>"
+        return self.turn("assistant", *content, end=end) if content else []
+
+    def grammar(self, m: Machine) -> Reading[None]:
+        # text ("<function=" name ">" json "</function>")* [PYTHON_TAG code]
+        if not m.calls:
+            return
+        tag = m.alphabet.of(_PYTHON_TAG)
+        calls = {self.call_open(name): name for name in (*m.names, *([PYTHON] if m.python else []))}
+        while stop := (yield from m.copy_until(m.text, tag, *calls)):
+            if stop == tag:
+                m.call(PYTHON)
+                yield from m.copy_code()
+                return
+            m.call(calls[stop])
+            yield from m.copy_arguments(self.call_close)
+
+
+def _describe(function: Function) -> str:
+    definition = {**function.definition, "description": function.description, "parameters": function.parameters}
+    about = json.dumps(definition, ensure_ascii=False)
+    return f"Use the function '{function.name}' to '{function.description}'\n{about}\n\n"

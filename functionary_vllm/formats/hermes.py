@@ -1,0 +1,214 @@
+"""hermes: `<tool_call>` JSON in ChatML, as NousResearch Hermes, Qwen2.5 and Qwen3 write it, reasoning included.
+
+Facts: Qwen2.5's chat template, MeetKai/functionary's qwen2.5-text-only. A call is
+`<tool_call>\\n{"name": N, "arguments": {...}}\\n</tool_call>`, `\\n` between calls and before the first. `<tool_call>`
+and `<think>` are tokens in Qwen's vocabulary and plain text elsewhere. A checkpoint whose own chat template speaks
+this format renders with it (Qwen3 handles thinking there); others get Qwen2.5's layout on ChatML.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from functionary_vllm.conversation import PYTHON, Call, Choice, Conversation, Message, python_json
+from functionary_vllm.formats import constraint as rule
+from functionary_vllm.formats.base import Format, Prompt, Special, specials
+from functionary_vllm.formats.constraint import Element
+from functionary_vllm.formats.envelope import Envelope
+from functionary_vllm.formats.machine import Machine
+from functionary_vllm.formats.scanner import Reading, Sink
+
+_CALL, _CALL_END = "<tool_call>", "</tool_call>"
+_THINK, _THINK_END = "<think>", "</think>"
+_INSTRUCTIONS = (
+    "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>",
+    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+    f"{_CALL}{_CALL_END} XML tags:\n{_CALL}\n"
+    '{"name": <function-name>, "arguments": <args-json-object>}\n' + _CALL_END,
+)
+_CODE_FUNCTION = {
+    "name": PYTHON,
+    "description": (
+        "This tool is used to execute python code. Code will be executed in a stateful Jupyter notebook environment. "
+        "Python will respond with the output of the execution or time out after 60.0 seconds. The drive at "
+        "'/mnt/data' can be used to save and persist user files."
+    ),
+    "parameters": {
+        "type": "object",
+        "properties": {"code": {"type": "string", "description": "The python code to run"}},
+    },
+}
+
+
+class Hermes(Format):
+    name = "hermes"
+    aliases = ("qwen2.5", "qwen3", "qwen2.5-text-only")
+    markers = (_CALL, _CALL_END, _THINK, _THINK_END, "<|im_start|>")
+    stop = ("<|im_end|>", "<|endoftext|>")
+    call_close = f"}}\n{_CALL_END}"
+    call_separator = "\n"
+
+    def call_open(self, name: str) -> str:
+        return f'{_CALL}\n{{"name": {json.dumps(name)}, "arguments": '
+
+    def code_rule(self) -> Element:
+        code = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
+        return rule.json_value(code)
+
+    def opened(self, choice: Choice) -> str:
+        match choice.mode:
+            case "required":
+                return f"{_CALL}\n"
+            case "named":
+                # Without the closing quote: quote and colon are one token in what the models were trained on.
+                return self.call_open(choice.name or "").removesuffix('": ')
+            case "auto" | "none":
+                return ""
+
+    # -- render --------------------------------------------------------------------------------------------------
+
+    def render(self, conversation: Conversation) -> Prompt:
+        template = getattr(self.tokenizer, "chat_template", None)
+        own = isinstance(template, str) and _CALL in template
+        parts = self._by_template(conversation) if own else self._by_chatml(conversation)
+        thinking = self._thinking(parts)
+        # A model that thinks first cannot have its call begun in the prompt; the constraint lets it think.
+        opened = f"{_THINK}\n" if thinking == "begun" else self.opened(conversation.choice) if not thinking else ""
+        if thinking != "begun":
+            parts = [*parts, *self._parts(opened)]
+        return Prompt(tuple(parts), opened, self.stop)
+
+    def _thinking(self, parts: list[str | Special]) -> str:
+        """What the rendered prompt says of thinking: "begun", "free" (the model decides) or ""."""
+        end = "".join(part if isinstance(part, str) else part.text for part in parts[-6:])
+        if re.search(rf"{_THINK}\s*\Z", end):
+            return "begun"
+        template = getattr(self.tokenizer, "chat_template", None) or ""
+        return "free" if "enable_thinking" in template and not re.search(rf"{_THINK_END}\s*\Z", end) else ""
+
+    def _by_template(self, conversation: Conversation) -> list[str | Special]:
+        """The checkpoint's own template. Special tokens quoted in messages are put aside and come back as text."""
+        assert self.tokenizer is not None
+        quoted: list[str] = []
+        pattern = specials(self.tokenizer)
+
+        def aside(text: str) -> str:
+            def put(found: re.Match[str]) -> str:
+                quoted.append(found.group())
+                return f"\ue000{len(quoted) - 1}\ue001"
+
+            return pattern.sub(put, text)
+
+        options = {} if conversation.thinking is None else {"enable_thinking": conversation.thinking}
+        text = self.tokenizer.apply_chat_template(
+            [_message(message, aside) for message in conversation.messages],
+            tools=[{"type": "function", "function": f} for f in _definitions(conversation)] or None,
+            tokenize=False,
+            add_generation_prompt=True,
+            **options,
+        )
+        pieces = re.split(f"({pattern.pattern})", text)
+        return [
+            Special(piece) if i % 2 else re.sub("\ue000(\\d+)\ue001", lambda n: quoted[int(n.group(1))], piece)
+            for i, piece in enumerate(pieces)
+            if piece
+        ]
+
+    def _by_chatml(self, conversation: Conversation) -> list[str | Special]:
+        messages = list(conversation.messages)
+        system = (
+            messages.pop(0).content if messages and messages[0].role == "system" else "You are a helpful assistant."
+        )
+        definitions = _definitions(conversation)
+        if definitions:
+            lines = [f"\n{json.dumps({'type': 'function', 'function': d}, ensure_ascii=False)}" for d in definitions]
+            system = "".join((system, _INSTRUCTIONS[0], *lines, _INSTRUCTIONS[1]))
+        parts = self._turn("system", system)
+        for i, message in enumerate(messages):
+            if message.role != "tool":
+                parts += self._turn(message.role, _answer(message) if message.role == "assistant" else message.content)
+                continue
+            # Results that follow one another share one turn.
+            response = f"<tool_response>\n{message.content}\n</tool_response>"
+            again = i > 0 and messages[i - 1].role == "tool"
+            turn = [*parts[:-2], "\n", response, *parts[-2:]] if again else [*parts, *self._turn("user", response)]
+            parts = turn
+        return [*parts, Special("<|im_start|>"), "assistant\n"]
+
+    def _turn(self, role: str, content: str) -> list[str | Special]:
+        return [Special("<|im_start|>"), f"{role}\n", content, Special("<|im_end|>"), "\n"]
+
+    # -- grammar -------------------------------------------------------------------------------------------------
+
+    def grammar(self, m: Machine) -> Reading[None]:
+        # ["<think>" reasoning "</think>"] text (["\n"] "<tool_call>" envelope "</tool_call>")* text
+        think, think_end, call, call_end = map(m.alphabet.of, (_THINK, _THINK_END, _CALL, _CALL_END))
+        calls = (call, f"\n{call}") if m.calls else ()
+        ends = (think_end, f"\n{think_end}")
+        space = yield from m.read_space()
+        sink: Sink = m.text
+        if (yield from m.choose(think)):
+            sink = m.reasoning
+            yield from m.choose("\n")
+        elif (yield from m.peek()) != call[0] or not m.calls:
+            m.give_back(m.text, space)
+        thinking = sink is not m.text
+        while stop := (yield from m.copy_until(sink, *calls, *(ends if thinking else ()))):
+            if stop in ends:
+                sink, thinking = m.text, False
+                yield from m.read_space()
+                continue
+            envelope = Envelope(m)
+            yield from envelope.run()
+            if not envelope.opened:
+                m.give_back(sink, stop + "".join(envelope.read))
+                continue
+            yield from m.read_space()
+            yield from m.choose(call_end)
+            space = yield from m.read_space()
+            following = yield from m.peek()
+            if following and following != call[0]:
+                m.give_back(sink, space)
+
+
+def _definitions(conversation: Conversation) -> list[dict[str, Any]]:
+    definitions = [dict(function.definition) for function in conversation.functions]
+    return [*definitions, _CODE_FUNCTION] if conversation.code_interpreter else definitions
+
+
+def _arguments(call: Call) -> str:
+    return python_json(call.arguments) if call.name == PYTHON else call.arguments or "{}"
+
+
+def _answer(message: Message) -> str:
+    """An assistant turn: its text, then its calls with their arguments as they came."""
+    calls = [
+        f'{_CALL}\n{{"name": {json.dumps(c.name)}, "arguments": {_arguments(c)}}}\n{_CALL_END}' for c in message.calls
+    ]
+    return "\n".join([message.content, *calls] if message.content else calls)
+
+
+def _message(message: Message, aside: Callable[[str], str]) -> dict[str, Any]:
+    """A message as chat templates take it: arguments as an object where they are one."""
+    turn: dict[str, Any] = {"role": message.role, "content": aside(message.content)}
+    if message.reasoning:
+        turn["reasoning_content"] = aside(message.reasoning)
+    if message.calls:
+        turn["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _object(aside(_arguments(c)))}}
+            for c in message.calls
+        ]
+    if message.role == "tool":
+        turn |= {"name": message.name, "tool_call_id": message.call_id}
+    return turn
+
+
+def _object(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
