@@ -1,0 +1,208 @@
+"""Recorded token streams played back as an engine: no model, no vLLM; for tests, front-end benchmarks, format demos.
+
+In: recordings, one JSON object a line, and a tokenizer. Out: the Steps a real engine would have sent. A request names
+its recording in `metadata["recording"]`; one that does not gets the next in turn. max_tokens, stop tokens, n, stop()
+and leaving behave as in the real engine; a constraint is not enforced, since what is played was already said, and
+logprobs are made up (they depend on the position only, so that a test can know them). Requests of one interval step
+at the same ticks of the clock, as the members of a batch on a GPU do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from functionary_vllm.engine.base import Generation, Step, TokenLogprob
+from functionary_vllm.errors import EngineUnavailable, InvalidRequest
+from functionary_vllm.events import FinishReason
+
+
+class RecordingError(ValueError):
+    """A recordings file that cannot be used; the message names file and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What one answer consists of. `steps` are tokens an engine step, cycled; `interval` is in seconds."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    finish: FinishReason = "stop"
+    steps: tuple[int, ...] = (1,)
+    interval: float = 0.0
+
+
+_KEYS = {"id", "text", "token_ids", "finish_reason", "step", "interval_ms"}
+
+
+def load_recordings(path: str | Path, tokenizer: Any) -> list[Recording]:
+    """The recordings of a JSON Lines file; blank lines are skipped. Raises RecordingError."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordingError(f"{path} cannot be read: {error}") from None
+    recordings: list[Recording] = []
+    known: set[str] = set()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            recording = _recording(json.loads(line), tokenizer)
+            if recording.id in known:
+                raise ValueError(f"the id {recording.id!r} is there twice")
+        except ValueError as error:  # JSONDecodeError is one
+            raise RecordingError(f"{path}, line {number}: {error}") from None
+        known.add(recording.id)
+        recordings.append(recording)
+    if not recordings:
+        raise RecordingError(f"{path} has no recordings")
+    return recordings
+
+
+def _recording(content: Any, tokenizer: Any) -> Recording:
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    if unknown := sorted(content.keys() - _KEYS):
+        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(_KEYS))}")
+    name = content.get("id")
+    if not isinstance(name, str) or not name:
+        raise ValueError("id must be a string")
+    finish = content.get("finish_reason", "stop")
+    if finish not in ("stop", "length"):
+        raise ValueError(f"finish_reason must be stop or length, not {finish!r}")
+    interval = content.get("interval_ms", 0)
+    if not _is_number(interval) or not 0 <= interval < math.inf:
+        raise ValueError(f"interval_ms must be a number of milliseconds, not {interval!r}")
+    step = content.get("step", 1)
+    steps = tuple(step) if isinstance(step, list) else (step,)
+    if not steps or not all(_is_int(size) and size >= 1 for size in steps):
+        raise ValueError(f"step must be a positive number or a list of them, not {step!r}")
+    return Recording(name, _token_ids(content, tokenizer), finish, steps, interval / 1000)
+
+
+def _token_ids(content: Mapping[str, Any], tokenizer: Any) -> tuple[int, ...]:
+    if ("text" in content) == ("token_ids" in content):
+        raise ValueError("either text or token_ids must be there, not both")
+    if "text" in content:
+        if not isinstance(content["text"], str):
+            raise ValueError("text must be a string")
+        # Special tokens written in the text become special tokens; none is added.
+        return tuple(tokenizer.encode(content["text"], add_special_tokens=False))
+    ids = content["token_ids"]
+    if not isinstance(ids, list) or not all(_is_int(token_id) and 0 <= token_id < len(tokenizer) for token_id in ids):
+        raise ValueError(f"token_ids must be a list of numbers from 0 to {len(tokenizer) - 1}")
+    return tuple(ids)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+class ReplayEngine:
+    """An Engine that plays recordings. `running` and `aborted` count requests, for tests."""
+
+    def __init__(self, recordings: Sequence[Recording], tokenizer: Any, max_model_len: int = 131072) -> None:
+        if not recordings:
+            raise RecordingError("there are no recordings to play")
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        self.vocab_size = len(tokenizer)
+        self.running = 0
+        self.aborted = 0
+        self._recordings = list(recordings)
+        self._by_id = {recording.id: recording for recording in recordings}
+        self._turn = 0
+        self._live: dict[str, set[int]] = {}  # request -> choices still to be played
+        self._closed = False
+
+    async def generate(self, request: Generation) -> AsyncIterator[Step]:
+        await self.check_health()
+        recording = self._choose(request)
+        token_ids, finish = _cut(recording, request)
+        live = self._live[request.id] = set(range(request.sampling.n))
+        self.running += 1
+        finished = False
+        try:
+            start = size = turn = 0
+            loop = asyncio.get_running_loop()
+            while live:
+                start, size = start + size, recording.steps[turn % len(recording.steps)]
+                turn += 1
+                # Without an interval still a turn for the others, and a place to be cancelled.
+                await asyncio.sleep(_until_tick(loop.time(), recording.interval))
+                ids = token_ids[start : start + size]
+                ended = finish if start + size >= len(token_ids) else None
+                logprobs = _logprobs(ids, start, request.sampling.logprobs, self.vocab_size)
+                for choice in sorted(live):
+                    if choice in live:  # stop() may have been called since the sort
+                        yield Step(choice, ids, ended, logprobs)
+                if ended is not None:
+                    break
+            finished = True
+        finally:
+            self.running -= 1
+            self.aborted += not finished
+            self._live.pop(request.id, None)
+
+    def _choose(self, request: Generation) -> Recording:
+        name = request.metadata.get("recording")
+        if name is None:
+            self._turn += 1
+            return self._recordings[(self._turn - 1) % len(self._recordings)]
+        if name not in self._by_id:
+            raise InvalidRequest(f"There is no recording {name!r}.", param="metadata.recording")
+        return self._by_id[name]
+
+    async def stop(self, request_id: str, choice: int) -> None:
+        self._live.get(request_id, set()).discard(choice)
+
+    def check_schema(self, schema: Mapping[str, Any] | bool) -> None:
+        """Nothing is enforced here, so nothing is refused."""
+
+    async def check_health(self) -> None:
+        if self._closed:
+            raise EngineUnavailable("The engine has been closed.")
+
+    async def close(self) -> None:
+        self._closed = True
+
+
+def _cut(recording: Recording, request: Generation) -> tuple[tuple[int, ...], FinishReason]:
+    """The tokens that are played, and why they end: a stop token or max_tokens may come before the end."""
+    token_ids, finish = recording.token_ids, recording.finish
+    stops = [index for index, token_id in enumerate(token_ids) if token_id in request.stop_token_ids]
+    if stops:
+        token_ids, finish = token_ids[: stops[0] + 1], "stop"
+    room = request.sampling.max_tokens
+    if room is not None and room < len(token_ids):
+        return token_ids[:room], "length"
+    return token_ids, finish
+
+
+def _until_tick(now: float, interval: float) -> float:
+    return interval - now % interval if interval else 0.0
+
+
+def _logprobs(
+    token_ids: Sequence[int], start: int, count: int | None, vocab_size: int
+) -> tuple[TokenLogprob, ...] | None:
+    """Made-up values: -0.1 to -0.5 by position for the token itself, and neighbours by id, each less likely."""
+    if count is None:
+        return None
+    return tuple(
+        TokenLogprob(
+            token_id,
+            (chosen := -0.1 * (1 + (start + offset) % 5)),
+            tuple(((token_id + rank) % vocab_size, chosen - 0.5 * rank) for rank in range(count)),
+        )
+        for offset, token_id in enumerate(token_ids)
+    )
