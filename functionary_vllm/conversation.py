@@ -1,12 +1,13 @@
 """What was asked, as pure values: the meeting point of the API and the formats.
 
-In: `normalise` takes OpenAI messages of both generations (tools and functions). Out: frozen dataclasses whose
-messages have one shape: four roles, string content, calls with ids, results in the order of their calls.
-Refuses to know prompts, tokens and HTTP.
+The API builds a Conversation out of a request: `history.normalise` makes the messages, `offer` the functions and the
+choice. Whatever generation of OpenAI's API the client speaks, messages have one shape here: four roles, string
+content, calls with ids, results in the order of their calls. Refuses to know prompts, tokens, JSON Schema and HTTP.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -81,3 +82,37 @@ class Conversation:
     code_interpreter: bool = False
     thinking: bool | None = None  # None: as the model does by itself
     response_schema: Mapping[str, Any] | bool | None = None  # JSON Schema of the text answer
+
+
+def python_code(arguments: str) -> str:
+    """The raw code of a call to the code interpreter, which clients may have sent as `{"code": ...}`."""
+    value = _json_object(arguments)
+    code = value.get("code") if value is not None and len(value) == 1 else None
+    return unicode_text(code) if isinstance(code, str) else arguments
+
+
+def python_json(arguments: str) -> str:
+    """The reverse: raw code as `{"code": ...}`. Arguments that have this shape already stay as they came."""
+    value = _json_object(arguments)
+    if value is not None and isinstance(value.get("code"), str):
+        return arguments
+    return json.dumps({"code": arguments}, ensure_ascii=False)
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def unicode_text(text: str) -> str:
+    """`text` without halves of surrogate pairs, which JSON can carry (`"\\ud83d"`) and tokenizers refuse."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
