@@ -7,14 +7,20 @@ choice ending in Finish. Refuses to know OpenAI's shapes, and which engine it dr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
 
 from functionary_vllm.conversation import Conversation
-from functionary_vllm.engine.base import Engine, Generation, Sampling, TokenLogprob
-from functionary_vllm.events import Event
+from functionary_vllm.engine.base import Engine, Generation, Sampling, Step, TokenLogprob
+from functionary_vllm.errors import ContextLengthExceeded
+from functionary_vllm.events import Event, Finish, FinishReason, Text
 from functionary_vllm.formats.base import Format, Prompt
+from functionary_vllm.formats.decoder import Decoder, Offered, PythonArguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +39,6 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request ready for the engine, and how to read its answer."""
-
-    prompt: Prompt
-    generation: Generation
-    conversation: Conversation
-    max_calls: int | None
-    python_arguments: Literal["json", "raw"]
-
-
-@dataclass(frozen=True, slots=True)
 class Task:
     """One request as the API hands it over: what was asked, how to sample, how to answer."""
 
@@ -51,21 +46,164 @@ class Task:
     conversation: Conversation
     sampling: Sampling
     max_calls: int | None = None  # stop the engine after so many complete calls
-    python_arguments: Literal["json", "raw"] = "json"
+    python_arguments: PythonArguments = "json"
     model: str | None = None
     priority: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready for the engine, and how to read its answer."""
+
+    prompt: Prompt
+    generation: Generation
+    conversation: Conversation
+    max_calls: int | None
+    python_arguments: PythonArguments
+
+
 class Pipeline:
     """One format on one engine."""
 
-    def __init__(self, fmt: Format, engine: Engine) -> None: ...
+    def __init__(self, fmt: Format, engine: Engine) -> None:
+        self._fmt = fmt
+        self._engine = engine
+        self._refusal = lru_cache(maxsize=1024)(self._check)
+
+    def refusal(self, schema: Mapping[str, Any] | bool) -> str | None:
+        """Why the engine cannot enforce this JSON Schema; None when it can."""
+        return self._refusal(json.dumps(schema))
 
     def prepare(self, task: Task) -> Prepared:
-        """Render and tokenise. Raises ContextLengthExceeded, InvalidRequest (a schema the engine refuses)."""
-        ...
+        """Render and tokenise. Raises ContextLengthExceeded."""
+        conversation = task.conversation
+        prompt = self._fmt.render(conversation)
+        prompt_ids = prompt.token_ids(self._engine.tokenizer)
+        generation = Generation(
+            id=task.id,
+            prompt_ids=prompt_ids,
+            sampling=self._fitted(task.sampling, len(prompt_ids)),
+            stop_token_ids=self._fmt.stop_token_ids,
+            constraint=self._fmt.constraint(conversation, self._exact(conversation)),
+            model=task.model,
+            priority=task.priority,
+            metadata=task.metadata,
+        )
+        return Prepared(prompt, generation, conversation, task.max_calls, task.python_arguments)
 
-    def run(self, prepared: Prepared) -> AsyncIterator[Delta]:
+    async def run(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
         """Yield Deltas until every choice has finished; leaving the iterator aborts the engine request."""
-        ...
+        generation = prepared.generation
+        choices = [self._choice(prepared) for _ in range(generation.sampling.n)]
+        # aclosing: an iterator that is merely dropped would abort only when it is collected.
+        async with aclosing(self._engine.generate(generation)) as steps:
+            async for step in steps:
+                choice = choices[step.choice]
+                if choice.finished:
+                    continue
+                events, logprobs = choice.feed(step)
+                if choice.finished and step.finish is None:
+                    await self._engine.stop(generation.id, step.choice)
+                yield Delta(step.choice, events, choice.tokens, logprobs, step.cached_tokens)
+
+    def _choice(self, prepared: Prepared) -> _Choice:
+        conversation = prepared.conversation
+        offered = Offered(
+            tuple(function.name for function in conversation.functions),
+            calls=conversation.choice.mode != "none",
+            python=prepared.python_arguments if conversation.code_interpreter else None,
+        )
+        sampling = prepared.generation.sampling
+        opened, max_calls = prepared.prompt.opened, prepared.max_calls
+        decoder = Decoder(self._fmt, offered, opened, stops=sampling.stop, max_calls=max_calls)
+        return _Choice(decoder, None if sampling.logprobs is None else _Shown())
+
+    def _fitted(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
+        limit = self._engine.max_model_len
+        if prompt_tokens >= limit:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {limit} tokens. However, your messages resulted in "
+                f"{prompt_tokens} tokens. Please reduce the length of the messages.",
+                param="messages",
+            )
+        if sampling.max_tokens is None:
+            return replace(sampling, max_tokens=limit - prompt_tokens)
+        if prompt_tokens + sampling.max_tokens > limit:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {limit} tokens. However, you requested "
+                f"{prompt_tokens + sampling.max_tokens} tokens ({prompt_tokens} in the messages, "
+                f"{sampling.max_tokens} in the completion). Please reduce the length of the messages or completion.",
+                param="messages",
+            )
+        return sampling
+
+    def _exact(self, conversation: Conversation) -> frozenset[str]:
+        """Functions whose arguments will follow their schema: strict ones, and of forced ones those that can."""
+        forced = conversation.choice.mode in ("required", "named")
+        return frozenset(
+            function.name
+            for function in conversation.functions
+            if function.strict or (forced and self.refusal(function.parameters) is None)
+        )
+
+    def _check(self, schema: str) -> str | None:
+        try:
+            self._engine.check_schema(json.loads(schema))
+        except ValueError as error:
+            return str(error)
+        return None
+
+
+class _Choice:
+    """One answer being read."""
+
+    def __init__(self, decoder: Decoder, shown: _Shown | None) -> None:
+        self._decoder = decoder
+        self._shown = shown
+        self.tokens = 0
+        self.finished = False
+
+    def feed(self, step: Step) -> tuple[list[Event], list[TokenLogprob] | None]:
+        self.tokens += len(step.token_ids)
+        decoder, shown = self._decoder, self._shown
+        if shown is None:
+            events = decoder.feed(step.token_ids)
+        else:
+            events = []
+            for token_id, logprob in zip(step.token_ids, step.logprobs or (), strict=True):
+                start = decoder.received
+                events += decoder.feed([token_id])
+                if decoder.received > start or decoder.pending:
+                    shown.add(logprob, start, decoder.received)
+        finish: FinishReason | None = step.finish
+        if decoder.done:  # a stop string, the last call: nothing was cut
+            finish = "stop"
+        if finish is not None:
+            events += decoder.finish(cut=finish != "stop")
+            events.append(Finish(finish))
+            self.finished = True
+        return events, None if shown is None else shown.take(events)
+
+
+class _Shown:
+    """Which tokens are shown: those that gave at least one character of a Text."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[TokenLogprob, int, int]] = deque()
+
+    def add(self, logprob: TokenLogprob, start: int, end: int) -> None:
+        # A token that only began a character stands where that character will.
+        self._waiting.append((logprob, start, max(end, start + 1)))
+
+    def take(self, events: Iterable[Event]) -> list[TokenLogprob]:
+        taken = []
+        for event in events:
+            if not isinstance(event, Text):
+                continue
+            text_end = event.start + len(event.text)
+            while self._waiting and self._waiting[0][1] < text_end:
+                logprob, _, end = self._waiting.popleft()
+                if end > event.start:
+                    taken.append(logprob)
+        return taken

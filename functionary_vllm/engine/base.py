@@ -6,7 +6,7 @@ iterator closed or its task cancelled) stops generating by itself.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -74,7 +74,7 @@ class Engine(Protocol):
     max_model_len: int
     vocab_size: int
 
-    def generate(self, request: Generation) -> AsyncIterator[Step]:
+    def generate(self, request: Generation) -> AsyncGenerator[Step, None]:
         """Yield Steps until each of the n choices has had one with `finish`.
 
         Raises InvalidRequest before the first step when the engine refuses the request, EngineFailure when this
