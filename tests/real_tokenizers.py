@@ -115,17 +115,15 @@ def _build_byte_pair(
     else:
         front = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
         tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), front])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, clean_up_tokenization_spaces=False
-    ).save_pretrained(folder)
+    settings = {"bos_token": bos, "eos_token": eos, "clean_up_tokenization_spaces": False}
+    wrap: Any = PreTrainedTokenizerFast
+    wrap(tokenizer_object=tokenizer, **settings).save_pretrained(folder)
 
 
 def _read_ranks(source: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """A tiktoken file, `base64 rank` a line, as the vocabulary and the merges of a byte-level BPE."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, source.read_bytes().splitlines())}
-    letters = bytes_to_unicode()
+    letters = _byte_letters()
     spelling = {token: "".join(letters[byte] for byte in token) for token in ranks}
     merges = []
     for token in sorted(ranks, key=ranks.__getitem__):
@@ -134,6 +132,13 @@ def _read_ranks(source: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
         merges += [(spelling[left], spelling[right]) for left, right in known]
     return {spelling[token]: rank for token, rank in ranks.items()}, merges
+
+
+def _byte_letters() -> dict[int, str]:
+    """GPT-2's spelling of bytes: the visible ones of Latin-1 stand for themselves, the others come after it."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {byte: chr(byte) for byte in visible} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
 
 
 def _build_sentencepiece(source: Path, folder: Path, *, added: tuple[str, ...]) -> None:
