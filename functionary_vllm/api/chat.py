@@ -28,7 +28,7 @@ from functionary_vllm.api.service import Service
 from functionary_vllm.api.sse import EventStream
 from functionary_vllm.errors import InvalidRequest
 from functionary_vllm.metrics import Observation
-from functionary_vllm.pipeline import Delta, Prepared
+from functionary_vllm.pipeline import Delta, Prepared, Task
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,9 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/chat/completions/render", summary="Show the prompt a request would become", openapi_extra=body)
     async def render(request: Request) -> Response:
         chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
-        task = chat_task(chat, service)
-        return Json(_rendered(await asyncio.to_thread(service.pipeline.prepare, task)))
+        headers = _unsupported(chat, service, request.state.request_id)
+        _, prepared = await asyncio.to_thread(_prepare, chat, service)
+        return Json(_rendered(prepared), headers=headers)
 
     return router
 
@@ -54,14 +55,18 @@ async def _create(service: Service, request: Request) -> Response:
     begin: float = request.state.begin
     chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
     headers = _unsupported(chat, service, request.state.request_id)
-    task = chat_task(chat, service)
-    # Rendering and tokenising a long prompt takes milliseconds: other streams must not wait for it.
-    prepared = await asyncio.to_thread(service.pipeline.prepare, task)
+    # Checking schemas and tokenising a long prompt takes milliseconds: other streams must not wait for it.
+    task, prepared = await asyncio.to_thread(_prepare, chat, service)
     shape = answer_shape(chat, service, task, len(prepared.generation.prompt_ids))
     if chat.stream:
         return EventStream(_stream(service, prepared, shape, begin), headers)
     async with while_connected(request.receive):
         return Json(await _whole(service, prepared, shape, begin), headers=headers)
+
+
+def _prepare(chat: ChatRequest, service: Service) -> tuple[Task, Prepared]:
+    task = chat_task(chat, service)
+    return task, service.pipeline.prepare(task)
 
 
 async def _stream(service: Service, prepared: Prepared, shape: Shape, begin: float) -> AsyncGenerator[bytes]:

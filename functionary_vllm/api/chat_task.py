@@ -9,29 +9,37 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from functionary_vllm.api.chat_request import ChatRequest, ResponseFormat
 from functionary_vllm.api.chat_writer import CallFinish, Shape
 from functionary_vllm.api.ids import new_id
 from functionary_vllm.api.service import Service
-from functionary_vllm.conversation import Conversation
+from functionary_vllm.conversation import Conversation, Function
 from functionary_vllm.engine.base import Sampling
 from functionary_vllm.errors import InvalidRequest, Unprocessable
+from functionary_vllm.history import normalise
+from functionary_vllm.offer import (
+    choice_from_legacy,
+    choice_from_tools,
+    functions_from_legacy,
+    functions_from_tools,
+    parameter_paths,
+)
 from functionary_vllm.pipeline import Task
-from functionary_vllm.schema import check_schema
+from functionary_vllm.schema import check_parameters, check_schema, find_refused
 
 
 def chat_task(chat: ChatRequest, service: Service) -> Task:
     service.models.resolve(chat.model)
     _check_combinations(chat)
-    one_call = chat.legacy or chat.parallel_tool_calls is False
+    conversation = _conversation(chat, service)
     return Task(
         id=new_id("chatcmpl-"),
-        conversation=_conversation(chat, service),
+        conversation=conversation,
         sampling=_sampling(chat, service.engine.vocab_size),
-        max_calls=1 if one_call else None,
+        max_calls=None if conversation.parallel else 1,
         python_arguments=service.settings.python_arguments,
         priority=chat.priority or 0,
         metadata=chat.metadata or {},
@@ -74,6 +82,44 @@ def _check_combinations(chat: ChatRequest) -> None:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     if chat.top_logprobs is not None and not chat.logprobs:
         raise InvalidRequest("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
+
+
+def _conversation(chat: ChatRequest, service: Service) -> Conversation:
+    limit = service.settings.max_tools
+    interpreter = False
+    if chat.functions is not None:
+        functions = functions_from_legacy(chat.functions, limit)
+        choice = choice_from_legacy(chat.function_call, functions)
+    else:
+        functions, interpreter = functions_from_tools(chat.tools, limit)
+        choice, functions, interpreter = choice_from_tools(chat.tool_choice, functions, interpreter)
+    _check_strict(functions, parameter_paths(chat.tools, chat.functions), service)
+    return Conversation(
+        messages=normalise(chat.messages),
+        functions=functions,
+        choice=choice,
+        parallel=not chat.legacy and chat.parallel_tool_calls is not False,
+        code_interpreter=interpreter,
+        thinking=_thinking(chat),
+        response_schema=_response_schema(chat.response_format, service),
+    )
+
+
+def _check_strict(functions: Iterable[Function], paths: Mapping[str, str], service: Service) -> None:
+    for function in functions:
+        if function.strict and function.parameters:
+            path = paths[function.name]
+            check_parameters(function.parameters, path)
+            _check_enforced(function.parameters, path, service)
+
+
+def _check_enforced(schema: Mapping[str, Any] | bool, path: str, service: Service) -> None:
+    """Refuse what the engine cannot enforce, with the place inside of the schema."""
+    reason = service.pipeline.refusal(schema)
+    if reason is None:
+        return
+    place = path if isinstance(schema, bool) else find_refused(schema, path, service.engine.check_schema)
+    raise InvalidRequest(f"Invalid schema at '{place}': {reason}", param=place, code="invalid_json_schema")
 
 
 def _sampling(chat: ChatRequest, vocab_size: int) -> Sampling:
@@ -123,7 +169,7 @@ def _thinking(chat: ChatRequest) -> bool | None:
     return enabled
 
 
-def _response_schema(wanted: ResponseFormat | None) -> Mapping[str, Any] | bool | None:
+def _response_schema(wanted: ResponseFormat | None, service: Service) -> Mapping[str, Any] | bool | None:
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":
@@ -135,4 +181,5 @@ def _response_schema(wanted: ResponseFormat | None) -> Mapping[str, Any] | bool 
     if not isinstance(schema, dict | bool):
         raise Unprocessable(f"Invalid type for '{param}.schema': expected an object.", param=f"{param}.schema")
     check_schema(schema, f"{param}.schema")
+    _check_enforced(schema, f"{param}.schema", service)
     return schema
