@@ -1,0 +1,118 @@
+"""What models may write: answers in a format's own syntax, and noise made of its markers and their fragments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+from functionary_vllm.conversation import AUTO, Call, Conversation, Function, Message
+from functionary_vllm.detokenizer import PRIVATE
+from functionary_vllm.events import CallArguments, CallEnd, CallStart, Event, Reasoning, Text, merge
+from functionary_vllm.formats import get_format, list_formats
+from functionary_vllm.formats.base import Format
+from functionary_vllm.formats.decoder import Decoder, Offered
+
+# Names that begin one another, and one that is a word of the formats.
+NAMES = ("get", "get_weather", "get_weather_now", "text")
+FUNCTIONS = tuple(Function({"name": name, "description": "", "parameters": {"type": "object"}}) for name in NAMES)
+FORMATS = list_formats()
+
+characters = st.characters(exclude_categories=["Cs"])
+words = st.text(characters, max_size=12)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words | st.sampled_from(["}", '"', "\\", ">>>get\n"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
+)
+objects = st.builds(
+    lambda value, ascii_only, indent: json.dumps(value, ensure_ascii=ascii_only, indent=indent),
+    st.dictionaries(words, json_values, max_size=4),
+    st.booleans(),
+    st.sampled_from([None, None, 2]),
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an assistant turn says."""
+
+    text: str
+    calls: tuple[tuple[str, str], ...]
+
+
+def answers(fmt: Format) -> st.SearchStrategy[Answer]:
+    # White space around a text is lost in some formats' own syntax; a marker inside it would be one.
+    text = st.text(characters, max_size=40).map(str.strip).filter(lambda t: not t or t[0] not in "\ufeff<>:")
+    calls = st.lists(st.tuples(st.sampled_from(NAMES), objects), max_size=3 if fmt.parallel else 1)
+    return st.builds(lambda t, c: Answer(t, tuple(c)), text, calls).filter(lambda a: a.text or a.calls)
+
+
+def written(fmt: Format, answer: Answer) -> str:
+    """The answer as this format's render writes it, up to its stop token, in the scanner's characters."""
+    turn = Message("assistant", answer.text, calls=tuple(Call(f"c{i}", *c) for i, c in enumerate(answer.calls)))
+    before = (Message("user", "?"),)
+    after = (Message("tool", "!", name=answer.calls[0][0]),) if answer.calls else (Message("user", "!"),)
+    asked = fmt.render(Conversation(before, FUNCTIONS, AUTO)).text
+    told = fmt.render(Conversation((*before, turn, *after), FUNCTIONS, AUTO)).text
+    assert told.startswith(asked)
+    return fmt.alphabet.of(told[len(asked) :])
+
+
+def fragments(fmt: Format) -> st.SearchStrategy[str]:
+    """One piece of noise: a marker, a part of one, a name, bits of JSON, or text."""
+    opens = [fmt.call_open(name) for name in (*NAMES, "python", "unknown")]
+    markup = [*fmt.markers, *opens, fmt.call_close, fmt.call_separator, fmt.text_open, fmt.code_open(), ">>>", "</s>"]
+    whole = [fmt.alphabet.of(piece) for piece in markup if piece]
+    parts = st.sampled_from(whole).flatmap(lambda m: st.integers(0, len(m)).map(lambda n: m[:n]))
+    bits = st.sampled_from(['{"a": ', '"', "}", "{}", "[", "]", "\\", "\n", " ", "<think>", "</think>", "user:\n", ":", "🌧", "é"])
+    return st.sampled_from(whole) | parts | bits | objects | words
+
+
+def noise(fmt: Format) -> st.SearchStrategy[str]:
+    return st.lists(fragments(fmt), max_size=14).map("".join)
+
+
+def unbound(name: str) -> Format:
+    return get_format(name)
+
+
+OFFERED = Offered(NAMES, calls=True, python="raw")
+
+
+def read(fmt: Format, text: str, cuts: Sequence[int] = (), *, offered: Offered = OFFERED, cut: bool = False) -> list[Event]:
+    """The merged events of this text, fed in pieces that end at `cuts`."""
+    decoder = Decoder(fmt, offered)
+    events: list[Event] = []
+    bounds = [0, *sorted(cuts), len(text)]
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        events += decoder.feed_text(text[start:end])
+    return merge([*events, *decoder.finish(cut=cut)])
+
+
+def told(events: Sequence[Event]) -> Answer:
+    """The text and the complete calls of some events."""
+    text = "".join(event.text for event in events if isinstance(event, Text))
+    names = {event.index: event.name for event in events if isinstance(event, CallStart)}
+    arguments = dict.fromkeys(names, "")
+    for event in events:
+        if isinstance(event, CallArguments):
+            arguments[event.index] += event.text
+    complete = [event.index for event in events if isinstance(event, CallEnd)]
+    return Answer(text, tuple((names[i], arguments[i]) for i in complete))
+
+
+def spoken(events: Sequence[Event]) -> str:
+    """All characters of all events, in order."""
+    return "".join(event.text for event in events if isinstance(event, Text | Reasoning | CallArguments))
+
+
+def is_subsequence(part: str, whole: str) -> bool:
+    rest = iter(whole)
+    return all(char in rest for char in part)
+
+
+def visible(text: str) -> str:
+    return PRIVATE.sub("", text)
