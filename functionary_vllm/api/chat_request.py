@@ -56,21 +56,21 @@ class ChatRequest(BaseModel):
     model: str | None = Field(None, description="A served model; the first one when it is left out.")
     messages: list[dict[str, Any]] = Field(
         description="Roles system, developer, user, assistant (with tool_calls or function_call), tool and function.",
-        json_schema_extra={"example": [_MESSAGE_EXAMPLE]},
+        examples=[[_MESSAGE_EXAMPLE]],
     )
 
     tools: list[dict[str, Any]] | None = Field(
         None,
         description='{"type": "function", "function": {name, description, parameters, strict}} or '
         '{"type": "code_interpreter"}.',
-        json_schema_extra={"example": [{"type": "function", "function": _FUNCTION_EXAMPLE}]},
+        examples=[[{"type": "function", "function": _FUNCTION_EXAMPLE}]],
     )
     tool_choice: str | dict[str, Any] | None = Field(
         None, description="none, auto, required, a named function, or allowed_tools."
     )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call, then the model is stopped.")
     functions: list[dict[str, Any]] | None = Field(
-        None, description="The first generation of tools.", json_schema_extra={"example": [_FUNCTION_EXAMPLE]}
+        None, description="The first generation of tools.", examples=[[_FUNCTION_EXAMPLE]]
     )
     function_call: str | dict[str, Any] | None = Field(None, description='none, auto or {"name": ...}.')
     response_format: ResponseFormat | None = Field(None, description="What the text answer must be.")
