@@ -6,11 +6,13 @@ Bad input is in test_errors.py, the official clients in test_openai_clients.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from functionary_vllm.engine.base import Step
 from functionary_vllm.errors import EngineFailure, EngineUnavailable
@@ -23,6 +25,7 @@ from tests.serving import (
     TOOLS,
     USER,
     WEATHER,
+    app_of,
     ask,
     call_text,
     client_of,
@@ -263,6 +266,41 @@ async def test_a_failure_after_the_first_step_is_an_event(reason: str) -> None:
     whole = await ask(engine)
     assert whole.status_code == 500
     assert error_of(whole) == last["error"]
+
+
+@pytest.mark.parametrize("begun", [0, 3], ids=["before the first step", "in the middle"])
+async def test_a_server_that_stops_tells_so(begun: int) -> None:
+    engine = engine_saying("Hello")
+    engine.scripts = [[*engine.play("Hello")[:begun], HANG]]
+    asking = asyncio.create_task(asgi(app_of(engine), {"messages": USER, "stream": True}))
+    async with asyncio.timeout(5):
+        while not engine.running:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+    asking.cancel()
+    start, *bodies = await asking
+    assert start["status"] == (200 if begun else 503)
+    assert b'"code":"engine_unavailable"' in bodies[-1]["body"]
+    assert bodies[-1]["body"].endswith(b"data: [DONE]\n\n") == bool(begun)
+    assert engine.aborted == [engine.requests[0].id]
+
+
+async def asgi(app: FastAPI, body: dict[str, Any]) -> list[Any]:
+    """What the app sent to a client that stays, even if the app was cancelled."""
+    sent: list[Any] = []
+    asked = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> Any:
+        return asked.pop() if asked else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b""}
+    with contextlib.suppress(asyncio.CancelledError):
+        await app({**scope, "headers": [], "http_version": "1.1", "scheme": "http"}, receive, send)
+    return sent
 
 
 async def gone(engine: FakeEngine, count: int = 1) -> None:

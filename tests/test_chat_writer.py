@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from functionary_vllm.api.chat_writer import ChatAnswer, ChatChunks, Shape
@@ -277,6 +277,7 @@ def answers(draw: st.DrawFn) -> list[Event]:
     return [*events[: draw(st.integers(0, len(events)))], Finish(draw(st.sampled_from(["stop", "length"])))]
 
 
+@settings(deadline=None)
 @given(data=st.data(), choices=st.integers(1, 4), options=st.sampled_from([AUTO, NAMED, LEGACY]))
 def test_stream_and_whole_agree(data: st.DataObject, choices: int, options: dict[str, Any]) -> None:
     queues = []

@@ -7,9 +7,11 @@ x-request-id, openai-processing-ms and openai-version to every answer. Refuses t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
+from contextlib import suppress
 from typing import Any, cast
 
 from starlette.exceptions import HTTPException
@@ -23,11 +25,19 @@ from functionary_vllm.api.connection import ClientLeft
 from functionary_vllm.api.ids import new_id
 from functionary_vllm.api.sse import MEDIA_TYPE, error_event
 from functionary_vllm.api.wire import dumps
-from functionary_vllm.errors import ApiError, EngineFailure, InvalidRequest, MethodNotAllowed, NotFound
+from functionary_vllm.errors import (
+    ApiError,
+    EngineFailure,
+    EngineUnavailable,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+)
 
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_LAST_WORDS_S = 1.0  # for a client that reads slowly while the server stops
 _OPENAI_VERSION = b"2020-10-01"  # what OpenAI's own servers answer
 
 
@@ -78,6 +88,11 @@ class Border:
             exchange.status = 499  # nginx's code for a client that closed the request; only the metric sees it
         except ApiError as error:
             await exchange.fail(error, receive)
+        except asyncio.CancelledError:  # the server stops, and has waited long enough for this answer
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await exchange.fail(EngineUnavailable("The server is stopping."), receive)
+            raise
         except Exception:
             log.exception("request %s: unforeseen error", exchange.request_id)
             await exchange.fail(
