@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import REGISTRY
 
 from functionary_vllm.engine.base import Step
 from functionary_vllm.errors import EngineFailure, EngineUnavailable
@@ -316,6 +317,7 @@ async def gone(engine: FakeEngine, count: int = 1) -> None:
 async def test_a_client_that_leaves_aborts_the_engine(stream: bool, begun: int, n: int) -> None:
     engine = engine_saying("Hello")
     engine.scripts = [[*engine.play("Hello")[:begun], HANG]]
+    before = REGISTRY.get_sample_value("functionary_requests_aborted_total") or 0
     with served(engine) as address:
         async with httpx.AsyncClient(base_url=address) as client:
             body = {"messages": USER, "stream": stream, "n": n}
@@ -329,6 +331,8 @@ async def test_a_client_that_leaves_aborts_the_engine(stream: bool, begun: int, 
         await gone(engine)
         assert engine.aborted == [engine.requests[0].id]
         assert not engine.running
+    assert REGISTRY.get_sample_value("functionary_requests_aborted_total") == before + 1
+    assert REGISTRY.get_sample_value("functionary_requests_running") == 0
 
 
 async def test_a_client_that_leaves_between_chunks_aborts_the_engine() -> None:

@@ -21,14 +21,14 @@ from functionary_vllm.api.body import read_body
 from functionary_vllm.api.border import Json
 from functionary_vllm.api.chat_request import ChatRequest
 from functionary_vllm.api.chat_task import answer_shape, chat_task
-from functionary_vllm.api.chat_writer import ChatAnswer, ChatChunks, Shape
+from functionary_vllm.api.chat_writer import ChatAnswer, ChatChunks
 from functionary_vllm.api.connection import while_connected
 from functionary_vllm.api.described import described_body
 from functionary_vllm.api.service import Service
 from functionary_vllm.api.sse import EventStream
 from functionary_vllm.errors import InvalidRequest
 from functionary_vllm.metrics import Observation
-from functionary_vllm.pipeline import Delta, Prepared, Task
+from functionary_vllm.pipeline import Prepared, Task
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,10 @@ async def _create(service: Service, request: Request) -> Response:
     task, prepared = await asyncio.to_thread(_prepare, chat, service)
     shape = answer_shape(chat, service, task, len(prepared.generation.prompt_ids))
     if chat.stream:
-        return EventStream(_stream(service, prepared, shape, begin), headers)
+        return EventStream(_writes(service, prepared, ChatChunks(shape), begin), headers)
     async with while_connected(request.receive):
-        return Json(await _whole(service, prepared, shape, begin), headers=headers)
+        body = b"".join([data async for data in _writes(service, prepared, ChatAnswer(shape), begin)])
+    return Response(body, headers=headers, media_type="application/json")
 
 
 def _prepare(chat: ChatRequest, service: Service) -> tuple[Task, Prepared]:
@@ -69,26 +70,10 @@ def _prepare(chat: ChatRequest, service: Service) -> tuple[Task, Prepared]:
     return task, service.pipeline.prepare(task)
 
 
-async def _stream(service: Service, prepared: Prepared, shape: Shape, begin: float) -> AsyncGenerator[bytes]:
-    chunks = ChatChunks(shape)
-    async with aclosing(_observed(service, prepared, chunks, begin)) as deltas:
-        async for delta in deltas:
-            yield chunks.write(delta)
-    yield chunks.end()
-
-
-async def _whole(service: Service, prepared: Prepared, shape: Shape, begin: float) -> dict[str, Any]:
-    answer = ChatAnswer(shape)
-    async with aclosing(_observed(service, prepared, answer, begin)) as deltas:
-        async for delta in deltas:
-            answer.add(delta)
-    return answer.response()
-
-
-async def _observed(
+async def _writes(
     service: Service, prepared: Prepared, writer: ChatChunks | ChatAnswer, begin: float
-) -> AsyncGenerator[Delta]:
-    """The pipeline's Deltas; whoever leaves early is counted, and closes the pipeline."""
+) -> AsyncGenerator[bytes]:
+    """What the writer makes of the pipeline's Deltas. Whoever leaves early is counted, and closes the pipeline."""
     tally = writer.tally
     observation = Observation(begin, stream=isinstance(writer, ChatChunks), choices=len(tally.finish))
     left = False
@@ -96,7 +81,8 @@ async def _observed(
         async with aclosing(service.pipeline.run(prepared)) as deltas:
             async for delta in deltas:
                 observation.step(delta.choice, delta.events, delta.completion_tokens)
-                yield delta
+                yield writer.write(delta)
+        yield writer.end()
     except (asyncio.CancelledError, GeneratorExit):
         left = True
         raise

@@ -244,14 +244,15 @@ class _AnswerChoice:
 
 
 class ChatAnswer:
-    """The fold of the same Deltas: `add` each, then take the `response`."""
+    """The fold of the same Deltas: `write` each, then `end` gives the response at once."""
 
     def __init__(self, shape: Shape) -> None:
         self.tally = Tally(shape)
         self._shape = shape
         self._choices = [_AnswerChoice() for _ in range(shape.choices)]
 
-    def add(self, delta: Delta) -> None:
+    def write(self, delta: Delta) -> bytes:
+        """Nothing yet."""
         self.tally.count(delta)
         choice = self._choices[delta.choice]
         if delta.logprobs:
@@ -280,6 +281,10 @@ class ChatAnswer:
                     self.tally.calls[delta.choice] += 1
                 case _:
                     assert_never(event)
+        return b""
+
+    def end(self) -> bytes:
+        return dumps(self.response())
 
     def response(self) -> dict[str, Any]:
         self.tally.require_finished()
