@@ -94,14 +94,7 @@ class FakeEngine:
         self.closed = True
 
     def play(
-        self,
-        text: str,
-        finish: FinishReason = "stop",
-        *,
-        choice: int = 0,
-        step: int = 1,
-        logprobs: bool = False,
-        cached_tokens: int = 0,
+        self, text: str, finish: FinishReason = "stop", *, choice: int = 0, step: int = 1, logprobs: bool = False
     ) -> list[Step]:
         """A script that says `text`, `step` tokens at a time, and ends with the stop token unless it was cut."""
         ids: list[int] = self.tokenizer.encode(text + (END if finish == "stop" else ""), add_special_tokens=False)
@@ -112,7 +105,6 @@ class FakeEngine:
                 piece,
                 finish if i == len(pieces) - 1 else None,
                 [TokenLogprob(t, -0.25, ((t, -0.25), (0, -2.5))) for t in piece] if logprobs else None,
-                cached_tokens,
             )
             for i, piece in enumerate(pieces)
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -169,7 +170,8 @@ async def test_choices_are_read_apart() -> None:
 
 
 async def test_usage_is_streamed_when_asked_for_and_equals_the_whole() -> None:
-    engine = engine_saying("Hello", cached_tokens=16)
+    engine = engine_saying("Hello")
+    engine.scripts = [[replace(step, cached_tokens=16) for step in engine.play("Hello")]]
     options = {"include_usage": True}
     *chunks, last = events_of(await ask(engine, stream=True, stream_options=options))
     assert all(chunk["usage"] is None for chunk in chunks)
