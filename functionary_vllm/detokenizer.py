@@ -49,6 +49,8 @@ class Alphabet:
             self._char[marker] = char
             self._spelling[char] = "" if special else marker
         self._marker = re.compile("|".join(map(re.escape, sorted(self._char, key=len, reverse=True))) or r"(?!)")
+        # SentencePiece models write a space after a special token, as they saw it in training.
+        self.spaced = tokenizer is not None and _bytes_of(tokenizer.backend_tokenizer.decoder) is _sentencepiece
         self.pieces = None if tokenizer is None else Pieces(tokenizer, {self.ids[m]: c for m, c in self._char.items()})
 
     def of(self, text: str) -> str:

@@ -85,7 +85,7 @@ class Pipeline:
             prompt_ids=prompt_ids,
             sampling=self._fitted(task.sampling, len(prompt_ids)),
             stop_token_ids=self._fmt.stop_token_ids,
-            constraint=self._fmt.constraint(conversation, self._exact(conversation)),
+            constraint=self._fmt.constraint(conversation, prompt.opened, self._exact(conversation)),
             model=task.model,
             priority=task.priority,
             metadata=task.metadata,

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "formats"
-needs_reference = pytest.mark.skipif(not FOLDER.is_dir(), reason="the reference data folder ../shared/formats is absent")
+needs_reference = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="the reference data folder ../shared/formats is absent"
+)
 
 FORMATS = {
     "v1": "functionary-v1",

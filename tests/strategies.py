@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hypothesis import strategies as st
 
-from functionary_vllm.conversation import AUTO, Call, Conversation, Function, Message
+from functionary_vllm.conversation import AUTO, Call, Choice, Conversation, Function, Message
 from functionary_vllm.detokenizer import PRIVATE
 from functionary_vllm.events import CallArguments, CallEnd, CallStart, Event, Reasoning, Text, merge
 from functionary_vllm.formats import get_format, list_formats
@@ -23,7 +25,12 @@ FORMATS = list_formats()
 characters = st.characters(exclude_categories=["Cs"])
 words = st.text(characters, max_size=12)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words | st.sampled_from(["}", '"', "\\", ">>>get\n"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | words
+    | st.sampled_from(["}", '"', "\\", ">>>get\n"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
     max_leaves=6,
 )
@@ -50,6 +57,11 @@ def answers(fmt: Format) -> st.SearchStrategy[Answer]:
     return st.builds(lambda t, c: Answer(t, tuple(c)), text, calls).filter(lambda a: a.text or a.calls)
 
 
+def asked(choice: Choice, **options: Any) -> Conversation:
+    """A question with all functions on offer."""
+    return Conversation((Message("user", "?"),), FUNCTIONS, choice, **options)
+
+
 def written(fmt: Format, answer: Answer) -> str:
     """The answer as this format's render writes it, up to its stop token, in the scanner's characters."""
     turn = Message("assistant", answer.text, calls=tuple(Call(f"c{i}", *c) for i, c in enumerate(answer.calls)))
@@ -67,7 +79,9 @@ def fragments(fmt: Format) -> st.SearchStrategy[str]:
     markup = [*fmt.markers, *opens, fmt.call_close, fmt.call_separator, fmt.text_open, fmt.code_open(), ">>>", "</s>"]
     whole = [fmt.alphabet.of(piece) for piece in markup if piece]
     parts = st.sampled_from(whole).flatmap(lambda m: st.integers(0, len(m)).map(lambda n: m[:n]))
-    bits = st.sampled_from(['{"a": ', '"', "}", "{}", "[", "]", "\\", "\n", " ", "<think>", "</think>", "user:\n", ":", "🌧", "é"])
+    bits = st.sampled_from(
+        ['{"a": ', '"', "}", "{}", "[", "]", "\\", "\n", " ", "<think>", "</think>", "user:\n", ":", "🌧", "é"]
+    )
     return st.sampled_from(whole) | parts | bits | objects | words
 
 
@@ -82,12 +96,14 @@ def unbound(name: str) -> Format:
 OFFERED = Offered(NAMES, calls=True, python="raw")
 
 
-def read(fmt: Format, text: str, cuts: Sequence[int] = (), *, offered: Offered = OFFERED, cut: bool = False) -> list[Event]:
+def read(
+    fmt: Format, text: str, cuts: Sequence[int] = (), *, offered: Offered = OFFERED, cut: bool = False
+) -> list[Event]:
     """The merged events of this text, fed in pieces that end at `cuts`."""
     decoder = Decoder(fmt, offered)
     events: list[Event] = []
     bounds = [0, *sorted(cuts), len(text)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         events += decoder.feed_text(text[start:end])
     return merge([*events, *decoder.finish(cut=cut)])
 

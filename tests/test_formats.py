@@ -1,7 +1,8 @@
-"""The four properties that carry the product, for every format: chunking, round trip, nothing lost, total and linear."""
+"""The four properties that carry the product, for every format: chunking, round trip, nothing lost, linear."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -73,7 +74,10 @@ def test_text_without_markers_is_untouched(name: str, text: str) -> None:
     fmt = make.unbound(name)
     opened = fmt.alphabet.of(fmt.text_open)
     assume(not text.startswith(("\n", " ", ">>>")) and "<think>" not in text and "<tool_call>" not in text)
-    assume("\nuser:\n" not in text + "\n" and not any(f"<function={n}>" in text or f">>>{n}\n" in text for n in (*make.NAMES, "all")))
+    assume(
+        "\nuser:\n" not in text + "\n"
+        and not any(f"<function={n}>" in text or f">>>{n}\n" in text for n in (*make.NAMES, "all"))
+    )
     events = make.read(fmt, opened + text, offered=Offered(make.NAMES))
     assert events == ([Text(text)] if text else [])
 
@@ -145,7 +149,7 @@ def test_markers_inside_strings_are_text(name: str) -> None:
 def test_forced_and_preopened(name: str) -> None:
     """What the prompt opened is read first: a named call has its name before any token."""
     fmt = make.unbound(name)
-    opened = fmt.opened(Choice("named", "get_weather"))
+    opened = fmt.opened(make.asked(Choice("named", "get_weather")))
     rest = fmt.call_open("get_weather")[len(opened) :] + '{"a": 1}' + fmt.call_close
     decoder = Decoder(fmt, Offered(make.NAMES), opened)
     events = merge([*decoder.feed_text(fmt.alphabet.of(rest)), *decoder.finish()])
@@ -156,7 +160,7 @@ def test_forced_and_preopened(name: str) -> None:
 def test_no_calls_when_none_may_be_made(name: str) -> None:
     fmt = make.unbound(name)
     call = fmt.alphabet.of(fmt.call_after_text("get", fmt.call_open("get")) + "{}" + fmt.call_close)
-    decoder = Decoder(fmt, Offered(make.NAMES, calls=False), fmt.opened(Choice("none")))
+    decoder = Decoder(fmt, Offered(make.NAMES, calls=False), fmt.opened(make.asked(Choice("none"))))
     events = [*decoder.feed_text("Hello " + call), *decoder.finish()]
     assert make.told(events) == make.Answer("Hello " + fmt.alphabet.spell(call), ())
 
@@ -209,7 +213,9 @@ GROUPS = (1, 2, 3, 5, 10_000)
 )
 @many
 @given(data=st.data())
-def test_chunking_with_real_tokenizers(name: str, tokenizer: str, data: st.DataObject, request: pytest.FixtureRequest) -> None:
+def test_chunking_with_real_tokenizers(
+    name: str, tokenizer: str, data: st.DataObject, request: pytest.FixtureRequest
+) -> None:
     fmt = get_format(name, request.getfixturevalue(tokenizer))
     answer = data.draw(make.answers(fmt))
     text = fmt.alphabet.spell(data.draw(make.noise(fmt))) if data.draw(st.booleans()) else plain(fmt, answer)
@@ -235,7 +241,7 @@ def by_bounds(fmt: Any, ids: list[int], bounds: list[int]) -> list[Event]:
     decoder = Decoder(fmt, make.OFFERED)
     events: list[Event] = []
     edges = [0, *bounds, len(ids)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         events += decoder.feed(ids[start:end])
     return merge([*events, *decoder.finish()])
 
@@ -245,4 +251,4 @@ def test_choice_of_openings_is_a_prefix_of_the_call() -> None:
     for name in make.FORMATS:
         fmt = make.unbound(name)
         for choice in (AUTO, Choice("required"), Choice("named", "get")):
-            assert fmt.call_open("get").startswith(fmt.opened(choice))
+            assert fmt.call_open("get").startswith(fmt.opened(make.asked(choice)))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from functionary_vllm.conversation import PYTHON, Choice, Conversation
+from functionary_vllm.conversation import PYTHON, Conversation
 from functionary_vllm.detokenizer import Alphabet
 from functionary_vllm.formats import constraint as rule
 from functionary_vllm.formats.constraint import Element
@@ -135,8 +135,8 @@ class Format(ABC):
     def call_open(self, name: str) -> str:
         """What stands before the arguments of a call."""
 
-    def opened(self, choice: Choice) -> str:
-        """What the prompt already says of the answer, for this choice."""
+    def opened(self, conversation: Conversation) -> str:
+        """What the prompt already says of the answer: a forced call is begun there."""
         return ""
 
     def code_open(self) -> str:
@@ -151,16 +151,20 @@ class Format(ABC):
         """How a call begins after text, from its first unmistakable marker on."""
         return call_open
 
-    def constraint(self, conversation: Conversation, exact: frozenset[str] = frozenset()) -> str | None:
-        """The structural tag for what must be enforced, or None.
+    def constraint(self, conversation: Conversation, opened: str, exact: frozenset[str] = frozenset()) -> str | None:
+        """The structural tag (xgrammar, as JSON) for what must be enforced after `opened`, or None.
 
         Enforced are required and named calls, strict functions and the response schema. Arguments follow the schema
-        of the functions named in `exact`, else they are any JSON object. The rule begins after `Prompt.opened`.
+        of the functions named in `exact`, else they are any JSON object.
         """
-        element = self.rule(conversation, exact, self.opened(conversation.choice))
-        return None if element is None else rule.structural_tag(element)
+        element = self.rule(conversation, opened, exact)
+        if element is None:
+            return None
+        if self.alphabet.spaced:
+            element = rule.sequence(rule.optional(rule.constant(" ")), element)
+        return rule.structural_tag(element)
 
-    def rule(self, conversation: Conversation, exact: frozenset[str], opened: str) -> Element | None:
+    def rule(self, conversation: Conversation, opened: str, exact: frozenset[str]) -> Element | None:
         choice, schema = conversation.choice, conversation.response_schema
         calls = self._callables(conversation, exact)
         several = conversation.parallel and self.parallel and choice.mode != "named"
@@ -195,7 +199,8 @@ class Format(ABC):
         return calls
 
     def _calls(self, calls: list[Offer], opened: str, *, several: bool) -> Element:
-        first = rule.either(*(self._call(call, call.open.removeprefix(opened)) for call in calls))
+        begun = [call for call in calls if call.open.startswith(opened)]
+        first = rule.either(*(self._call(call, call.open.removeprefix(opened)) for call in begun))
         if not several:
             return first
         more = rule.either(*(self._call(call, self.call_separator + call.open) for call in calls))
@@ -216,12 +221,15 @@ class Format(ABC):
     def _literal(self, text: str) -> list[Element]:
         """Trusted text as constant strings and tokens."""
         ids = self.alphabet.ids
-        return [
-            {"type": "token", "token": ids[part.text]}
-            if isinstance(part, Special) and part.text in ids
-            else {"type": "const_string", "value": part if isinstance(part, str) else part.text}
-            for part in self._parts(text)
-        ]
+        elements: list[Element] = []
+        for part in self._parts(text):
+            if isinstance(part, Special) and part.text in ids:
+                elements.append({"type": "token", "token": ids[part.text]})
+                if self.alphabet.spaced:
+                    elements.append(rule.optional(rule.constant(" ")))
+            else:
+                elements.append(rule.constant(part if isinstance(part, str) else part.text))
+        return elements
 
     def decoder(
         self,

@@ -22,6 +22,10 @@ def sequence(*elements: Element) -> Element:
     return elements[0] if len(elements) == 1 else {"type": "sequence", "elements": list(elements)}
 
 
+def constant(text: str) -> Element:
+    return {"type": "const_string", "value": text}
+
+
 def either(*elements: Element) -> Element:
     return elements[0] if len(elements) == 1 else {"type": "or", "elements": list(elements)}
 
@@ -45,13 +49,13 @@ def arguments(function: Function, *, exact: bool) -> Element:
     return json_value({"type": "object", **function.parameters})
 
 
-def tag(begin: Element, content: Element) -> Element:
-    """A part of the answer that begins with a constant string or a token."""
+def tag(begin: Element, content: Element, end: str = "") -> Element:
+    """A part of the answer that begins with a constant string or a token, and ends with `end`."""
     return {
         "type": "tag",
         "begin": begin["value"] if begin["type"] == "const_string" else begin,
         "content": content,
-        "end": "",
+        "end": end,
     }
 
 

@@ -7,7 +7,7 @@ user's turn.
 
 from __future__ import annotations
 
-from functionary_vllm.conversation import Choice, Conversation, Message
+from functionary_vllm.conversation import Conversation, Message
 from functionary_vllm.formats.base import Format, Prompt, Special
 from functionary_vllm.formats.machine import Machine
 from functionary_vllm.formats.scanner import Reading
@@ -34,7 +34,8 @@ class FunctionaryV0(Format):
     def call_after_text(self, name: str, call_open: str) -> str:
         return f"\nassistant{call_open}"
 
-    def opened(self, choice: Choice) -> str:
+    def opened(self, conversation: Conversation) -> str:
+        choice = conversation.choice
         match choice.mode:
             case "none":
                 return self.text_open
@@ -52,7 +53,7 @@ class FunctionaryV0(Format):
         parts.append(f"system:\n{SYSTEM_MESSAGE}\n")
         for message in conversation.messages:
             parts += self._message(message)
-        opened = self.opened(conversation.choice)
+        opened = self.opened(conversation)
         return Prompt((*parts, "assistant" + opened), opened, self.stop, joined=False)
 
     def _message(self, message: Message) -> list[str | Special]:

@@ -6,7 +6,7 @@ Facts: MeetKai/functionary bfc65f4 and 3a74324. An answer continues `assistant:`
 
 from __future__ import annotations
 
-from functionary_vllm.conversation import Choice, Conversation, Message
+from functionary_vllm.conversation import Conversation, Message
 from functionary_vllm.formats.base import Format, Prompt, Special
 from functionary_vllm.formats.functionary_v0 import SYSTEM_MESSAGE
 from functionary_vllm.formats.machine import Machine
@@ -32,7 +32,8 @@ class FunctionaryV1(Format):
     def call_after_text(self, name: str, call_open: str) -> str:
         return call_open.removeprefix("\n")
 
-    def opened(self, choice: Choice) -> str:
+    def opened(self, conversation: Conversation) -> str:
+        choice = conversation.choice
         match choice.mode:
             case "none":
                 return self.text_open
@@ -44,7 +45,7 @@ class FunctionaryV1(Format):
                 return ""
 
     def render(self, conversation: Conversation) -> Prompt:
-        opened = self.opened(conversation.choice)
+        opened = self.opened(conversation)
         parts: list[str | Special] = [
             *self._parts(self.bos),
             *self._segment("system", typescript(conversation.functions), "<|END_OF_SYSTEM|>"),

@@ -7,7 +7,7 @@ special tokens, so any recipient is a call. SentencePiece tokenizers decode a sp
 
 from __future__ import annotations
 
-from functionary_vllm.conversation import PYTHON, Choice, Conversation, Message, python_code
+from functionary_vllm.conversation import PYTHON, Conversation, Message, python_code
 from functionary_vllm.formats.base import Format, Prompt, Special
 from functionary_vllm.formats.functionary_v0 import SYSTEM_MESSAGE
 from functionary_vllm.formats.machine import Machine
@@ -36,7 +36,8 @@ class FunctionaryV2(Format):
     def call_after_text(self, name: str, call_open: str) -> str:
         return self.call_separator.removeprefix("\n") + call_open
 
-    def opened(self, choice: Choice) -> str:
+    def opened(self, conversation: Conversation) -> str:
+        choice = conversation.choice
         match choice.mode:
             case "none":
                 return self.text_open
@@ -54,7 +55,7 @@ class FunctionaryV2(Format):
         ]
         for message in conversation.messages:
             parts += self._message(message)
-        opened = self.opened(conversation.choice)
+        opened = self.opened(conversation)
         return Prompt((*parts, *self._parts(self.call_separator + opened)), opened, self.stop)
 
     def _turn(self, sender: str, recipient: str, content: str) -> list[str | Special]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from functionary_vllm.conversation import PYTHON, Choice, Conversation, Message, python_code
+from functionary_vllm.conversation import PYTHON, Conversation, Message, python_code
 from functionary_vllm.formats.base import Format, Prompt, Special
 from functionary_vllm.formats.functionary_v0 import SYSTEM_MESSAGE
 from functionary_vllm.formats.functionary_v2 import CODE_INTERPRETER
@@ -42,7 +42,8 @@ class FunctionaryV25(Llama3Chat):
     def call_open(self, name: str) -> str:
         return f"{CALL}{name}\n"
 
-    def opened(self, choice: Choice) -> str:
+    def opened(self, conversation: Conversation) -> str:
+        choice = conversation.choice
         match choice.mode:
             case "required":
                 return CALL
@@ -56,7 +57,7 @@ class FunctionaryV25(Llama3Chat):
         parts = [*self.turn("system", typescript(conversation.functions)), *self.turn("system", about)]
         for message in conversation.messages:
             parts += self._message(message)
-        return self.prompt(parts, "", self.opened(conversation.choice))
+        return self.prompt(parts, "", self.opened(conversation))
 
     def _message(self, message: Message) -> list[str | Special]:
         if message.role == "tool":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from functionary_vllm.conversation import PYTHON, Choice, Conversation, Function, Message, python_code
+from functionary_vllm.conversation import PYTHON, Conversation, Function, Message, python_code
 from functionary_vllm.formats.base import Prompt, Special
 from functionary_vllm.formats.functionary_v25 import Llama3Chat
 from functionary_vllm.formats.machine import Machine
@@ -51,10 +51,11 @@ class FunctionaryV31(Llama3Chat):
     def code_open(self) -> str:
         return _PYTHON_TAG
 
-    def opened(self, choice: Choice) -> str:
+    def opened(self, conversation: Conversation) -> str:
+        choice = conversation.choice
         match choice.mode:
-            case "required":
-                return "<function="
+            case "required":  # code would begin otherwise
+                return "" if conversation.code_interpreter else "<function="
             case "named":
                 return self.code_open() if choice.name == PYTHON else self.call_open(choice.name or "")
             case "auto" | "none":
@@ -70,7 +71,7 @@ class FunctionaryV31(Llama3Chat):
         parts = self.turn("system", *system)
         for message in conversation.messages:
             parts += self._message(message)
-        return self.prompt(parts, "", self.opened(conversation.choice))
+        return self.prompt(parts, "", self.opened(conversation))
 
     def _message(self, message: Message) -> list[str | Special]:
         if message.role != "assistant":

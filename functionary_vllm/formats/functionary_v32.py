@@ -7,7 +7,7 @@ newline; inside arguments only once the JSON is whole. What stays ambiguous is c
 
 from __future__ import annotations
 
-from functionary_vllm.conversation import PYTHON, Choice, Conversation, Message, python_code
+from functionary_vllm.conversation import PYTHON, Conversation, Message, python_code
 from functionary_vllm.formats.base import Prompt, Special
 from functionary_vllm.formats.functionary_v2 import CODE_INTERPRETER
 from functionary_vllm.formats.functionary_v25 import Llama3Chat
@@ -39,7 +39,8 @@ class FunctionaryV32(Llama3Chat):
     def call_after_text(self, name: str, call_open: str) -> str:
         return _NEXT + call_open
 
-    def opened(self, choice: Choice) -> str:
+    def opened(self, conversation: Conversation) -> str:
+        choice = conversation.choice
         match choice.mode:
             case "none":
                 return self.text_open
@@ -54,7 +55,7 @@ class FunctionaryV32(Llama3Chat):
             parts += self.turn("system", CODE_INTERPRETER)
         for message in conversation.messages:
             parts += self._message(message)
-        return self.prompt(parts, _NEXT, self.opened(conversation.choice))
+        return self.prompt(parts, _NEXT, self.opened(conversation))
 
     def _message(self, message: Message) -> list[str | Special]:
         if message.role != "assistant":

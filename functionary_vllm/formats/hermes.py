@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from functionary_vllm.conversation import PYTHON, Call, Choice, Conversation, Message, python_json
+from functionary_vllm.conversation import PYTHON, Call, Conversation, Message, python_json
 from functionary_vllm.formats import constraint as rule
 from functionary_vllm.formats.base import Format, Prompt, Special, specials
 from functionary_vllm.formats.constraint import Element
@@ -59,7 +59,8 @@ class Hermes(Format):
         code = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
         return rule.json_value(code)
 
-    def opened(self, choice: Choice) -> str:
+    def opened(self, conversation: Conversation) -> str:
+        choice = conversation.choice
         match choice.mode:
             case "required":
                 return f"{_CALL}\n"
@@ -77,18 +78,37 @@ class Hermes(Format):
         parts = self._by_template(conversation) if own else self._by_chatml(conversation)
         thinking = self._thinking(parts)
         # A model that thinks first cannot have its call begun in the prompt; the constraint lets it think.
-        opened = f"{_THINK}\n" if thinking == "begun" else self.opened(conversation.choice) if not thinking else ""
+        opened = f"{_THINK}\n" if thinking == "begun" else self.opened(conversation) if not thinking else ""
         if thinking != "begun":
             parts = [*parts, *self._parts(opened)]
         return Prompt(tuple(parts), opened, self.stop)
+
+    def rule(self, conversation: Conversation, opened: str, exact: frozenset[str]) -> Element | None:
+        begun = opened.startswith(_THINK)
+        element = super().rule(conversation, "" if begun else opened, exact)
+        free_text = conversation.choice.mode == "auto" and conversation.response_schema is None
+        if element is None or free_text:
+            return element
+        # Thinking is not bound by the rule; it begins after it.
+        gap = rule.constant("\n\n")
+        if begun:
+            return rule.sequence(rule.tag(rule.constant(""), rule.ANY_TEXT, _THINK_END), gap, element)
+        if opened or not self._hybrid or conversation.thinking is False:
+            return element
+        thought = rule.tag(rule.constant(_THINK), rule.ANY_TEXT, _THINK_END)
+        return rule.sequence(rule.optional(rule.sequence(thought, gap)), element)
+
+    @property
+    def _hybrid(self) -> bool:
+        """Whether the model decides by itself to think, unless told."""
+        return "enable_thinking" in (getattr(self.tokenizer, "chat_template", None) or "")
 
     def _thinking(self, parts: list[str | Special]) -> str:
         """What the rendered prompt says of thinking: "begun", "free" (the model decides) or ""."""
         end = "".join(part if isinstance(part, str) else part.text for part in parts[-6:])
         if re.search(rf"{_THINK}\s*\Z", end):
             return "begun"
-        template = getattr(self.tokenizer, "chat_template", None) or ""
-        return "free" if "enable_thinking" in template and not re.search(rf"{_THINK_END}\s*\Z", end) else ""
+        return "free" if self._hybrid and not re.search(rf"{_THINK_END}\s*\Z", end) else ""
 
     def _by_template(self, conversation: Conversation) -> list[str | Special]:
         """The checkpoint's own template. Special tokens quoted in messages are put aside and come back as text."""

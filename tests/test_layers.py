@@ -1,0 +1,107 @@
+"""The architecture, asserted: who may import whom, and how large a file, a function or a signature may grow."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "functionary_vllm"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+CODE = [*MODULES, ROOT / "serve.py", *sorted((ROOT / "benchmarks").rglob("*.py"))]
+
+# From the bottom up: a module may import its own layer and those before it.
+LAYERS = (
+    ("errors", "conversation", "events", "refs", "schema", "history", "offer", "detokenizer"),
+    ("formats",),
+    ("engine.base",),
+    ("pipeline",),
+    ("settings", "metrics"),
+    ("api",),
+)
+# Beside the layers: engines know errors and events only, models nothing of the rest.
+BESIDE = {
+    "engine": {"engine", "errors", "events"},
+    "models": {"models"},
+    "welcome": {"settings"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def layer(name: str) -> int | None:
+    for number, members in enumerate(LAYERS):
+        if any(name == member or name.startswith(member + ".") for member in members):
+            return number
+    return None
+
+
+def own_imports(path: Path) -> set[str]:
+    prefix = "functionary_vllm."
+    return {name.removeprefix(prefix) for name in imports(path) if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_the_import_arrow(path: Path) -> None:
+    name = name_of(path)
+    beside = BESIDE.get(name.split(".")[0])
+    for imported in own_imports(path):
+        top = imported.split(".")[0]
+        if layer(name) is not None:
+            target = layer(imported)
+            if target is None and top in BESIDE:
+                pytest.fail(f"{name} imports {imported}, which stands beside the layers")
+            assert target is None or target <= (layer(name) or 0), f"{name} imports {imported}"
+        elif beside is not None:
+            assert top in beside, f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_who_may_import_what(path: Path) -> None:
+    name = name_of(path)
+    tops = {imported.split(".")[0] for imported in imports(path)}
+    if name != "engine.vllm":
+        assert "vllm" not in tops
+    if not name.startswith(("api", "settings", "server")):
+        assert not tops & {"fastapi", "starlette", "pydantic", "uvicorn"}
+    assert not {i for i in imports(path) if i.startswith("tests")}
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_ceilings(path: Path) -> None:
+    text = path.read_text()
+    limit = 80 if path.name == "serve.py" else 400
+    assert len(text.splitlines()) <= limit
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is longer than 60 lines"
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(argument.arg not in ("self", "cls") for argument in arguments)
+            assert count <= 5, f"{node.name} takes {count} parameters"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.read_text().strip()], ids=name_of)
+def test_a_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_public_names() -> None:
+    import functionary_vllm
+
+    assert functionary_vllm.__all__ == sorted(functionary_vllm.__all__)
+    assert all(hasattr(functionary_vllm, name) for name in functionary_vllm.__all__)

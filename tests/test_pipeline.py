@@ -1,0 +1,183 @@
+"""Pipeline: what is prepared for the engine, and what is made of its steps."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from functionary_vllm.conversation import AUTO, Choice, Conversation, Function, Message
+from functionary_vllm.engine.base import Sampling, Step
+from functionary_vllm.errors import ContextLengthExceeded
+from functionary_vllm.events import CallArguments, CallEnd, CallStart, Event, Finish, Text, merge
+from functionary_vllm.formats import get_format
+from functionary_vllm.pipeline import Delta, Pipeline, Task
+from tests.fakes import HANG, FakeEngine
+
+WEATHER = Function(
+    {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+)
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+CALL_EVENTS: list[Event] = [CallStart(0, "get_weather"), CallArguments(0, '{"city": "Paris"}'), CallEnd(0)]
+
+
+def task(
+    text: str = "Hi", choice: Choice = AUTO, *, functions: tuple[Function, ...] = (WEATHER,), **options: Any
+) -> Task:
+    sampling = options.pop("sampling", Sampling())
+    return Task("r1", Conversation((Message("user", text),), functions, choice), sampling, **options)
+
+
+async def answer(engine: FakeEngine, asked: Task) -> list[Delta]:
+    pipeline = Pipeline(get_format("hermes", engine.tokenizer), engine)
+    return [delta async for delta in pipeline.run(pipeline.prepare(asked))]
+
+
+def events(deltas: list[Delta], choice: int = 0) -> list[Event]:
+    return merge(event for delta in deltas if delta.choice == choice for event in delta.events)
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+async def test_a_call(step: int) -> None:
+    engine = FakeEngine()
+    engine.scripts = [engine.play("Sure.\n" + CALL, step=step)]
+    deltas = await answer(engine, task())
+    assert events(deltas) == [Text("Sure."), *CALL_EVENTS, Finish("stop")]
+    assert deltas[-1].completion_tokens == len(engine.tokenizer.encode("Sure.\n" + CALL)) + 1
+    assert not engine.stopped
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+async def test_length_cuts_a_call(step: int) -> None:
+    engine = FakeEngine()
+    engine.scripts = [engine.play(CALL[:54], "length", step=step)]
+    assert events(await answer(engine, task())) == [CALL_EVENTS[0], CallArguments(0, '{"cit'), Finish("length")]
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+async def test_the_last_call_stops_the_engine(step: int) -> None:
+    engine = FakeEngine()
+    engine.scripts = [
+        [*engine.play(CALL + "\n" + CALL, step=step)[:-1], HANG] if step == 1 else engine.play(CALL + CALL, step=step)
+    ]
+    deltas = await asyncio.wait_for(answer_stopping(engine, task(max_calls=1)), 5)
+    assert events(deltas) == [*CALL_EVENTS, Finish("stop")]
+    assert engine.stopped == ([("r1", 0)] if step == 1 else [])
+
+
+async def answer_stopping(engine: FakeEngine, asked: Task) -> list[Delta]:
+    """As `answer`, for an engine that goes on until it is left."""
+    pipeline = Pipeline(get_format("hermes", engine.tokenizer), engine)
+    deltas = []
+    async with aclosing(pipeline.run(pipeline.prepare(asked))) as run:
+        async for delta in run:
+            deltas.append(delta)
+            if any(isinstance(event, Finish) for event in delta.events):
+                break
+    return deltas
+
+
+@pytest.mark.parametrize("step", [1, 2, 1000])
+async def test_a_stop_string_ends_text(step: int) -> None:
+    engine = FakeEngine()
+    engine.scripts = [engine.play("one two END three", step=step)]
+    deltas = await answer(engine, task(sampling=Sampling(stop=("END", "never"))))
+    assert events(deltas) == [Text("one two "), Finish("stop")]
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+async def test_a_stop_string_counts_in_arguments_but_not_in_markup(step: int) -> None:
+    engine = FakeEngine()
+    engine.scripts = [engine.play(CALL, step=step)]
+    deltas = await answer(engine, task(sampling=Sampling(stop=("Par", "name", "tool_call"))))
+    assert events(deltas) == [CALL_EVENTS[0], CallArguments(0, '{"city": "'), Finish("stop")]
+
+
+async def test_choices_are_read_apart() -> None:
+    engine = FakeEngine()
+    one, two = engine.play(CALL, choice=0), engine.play("Hello 🌧", choice=1)
+    mixed = [step for pair in zip(one, two, strict=False) for step in pair] + one[len(two) :]
+    engine.scripts = [mixed]
+    deltas = await answer(engine, task(sampling=Sampling(n=2)))
+    assert events(deltas, 0) == [*CALL_EVENTS, Finish("stop")]
+    assert events(deltas, 1) == [Text("Hello 🌧"), Finish("stop")]
+
+
+async def test_leaving_aborts_the_engine_request() -> None:
+    engine = FakeEngine()
+    engine.scripts = [[*engine.play("Hello")[:2], HANG]]
+    pipeline = Pipeline(get_format("hermes", engine.tokenizer), engine)
+    async with aclosing(pipeline.run(pipeline.prepare(task()))) as run:
+        await anext(run)
+    assert engine.aborted == ["r1"]
+    assert not engine.running
+
+
+@pytest.mark.parametrize("step", [1, 2, 7, 1000])
+async def test_logprobs_belong_to_what_is_shown(step: int) -> None:
+    """One entry a token that gave a character of the text, parts of a character included; none for markup."""
+    engine = FakeEngine()
+    engine.scripts = [engine.play("Hé 🌧.\n" + CALL, step=step, logprobs=True)]
+    deltas = await answer(engine, task(sampling=Sampling(logprobs=1)))
+    entries = [entry for delta in deltas for entry in delta.logprobs or ()]
+    assert bytes(ids_to_bytes(engine, [entry.token_id for entry in entries])) == "Hé 🌧.".encode()
+
+
+def ids_to_bytes(engine: FakeEngine, ids: list[int]) -> bytes:
+    pieces = get_format("hermes", engine.tokenizer).alphabet.pieces
+    assert pieces is not None
+    return b"".join(pieces.token_bytes(i) for i in ids)
+
+
+async def test_logprobs_after_a_stop_string() -> None:
+    engine = FakeEngine()
+    engine.scripts = [engine.play("one END two", step=3, logprobs=True)]
+    deltas = await answer(engine, task(sampling=Sampling(logprobs=0, stop=("END",))))
+    ids = [entry.token_id for delta in deltas for entry in delta.logprobs or ()]
+    assert ids_to_bytes(engine, ids) == b"one "
+
+
+def prepared(engine: FakeEngine, asked: Task) -> Any:
+    return Pipeline(get_format("hermes", engine.tokenizer), engine).prepare(asked)
+
+
+def test_what_fits_is_the_default_length() -> None:
+    engine = FakeEngine([], max_model_len=2000)
+    generation = prepared(engine, task()).generation
+    assert generation.sampling.max_tokens == 2000 - len(generation.prompt_ids)
+    assert engine.tokenizer.eos_token_id in generation.stop_token_ids
+
+
+def test_too_long() -> None:
+    engine = FakeEngine([], max_model_len=500)
+    with pytest.raises(ContextLengthExceeded, match=r"maximum context length is 500 tokens.*resulted in"):
+        prepared(engine, task("x" * 600))
+    with pytest.raises(ContextLengthExceeded, match="you requested"):
+        prepared(engine, task(functions=(), choice=Choice("none"), sampling=Sampling(max_tokens=490)))
+
+
+def test_what_is_enforced() -> None:
+    def refuse(schema: Any) -> None:
+        if "pattern" in str(schema):
+            raise ValueError("no patterns")
+
+    engine = FakeEngine([])
+    engine.refuse = refuse
+    assert prepared(engine, task()).generation.constraint is None
+    named = prepared(engine, task(choice=Choice("named", "get_weather"))).generation.constraint
+    assert '"city"' in named
+    odd = Function({"name": "odd", "parameters": {"type": "object", "properties": {"x": {"pattern": "a"}}}})
+    loose = prepared(engine, task(choice=Choice("required"), functions=(WEATHER, odd))).generation.constraint
+    assert '"city"' in loose
+    assert "pattern" not in loose
+    assert Pipeline(get_format("hermes", engine.tokenizer), engine).refusal(odd.parameters) == "no patterns"
+    strict = prepared(engine, task(functions=(replace(WEATHER, strict=True),))).generation.constraint
+    assert "triggered_tags" in strict
+
+
+async def test_steps_without_tokens_are_harmless() -> None:
+    engine = FakeEngine([Step(0, []), Step(0, [], "stop")])
+    assert events(await answer(engine, task())) == [Finish("stop")]
