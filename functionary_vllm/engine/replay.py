@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class ReplayEngine:
         self._live: dict[str, set[int]] = {}  # request -> choices still to be played
         self._closed = False
 
-    async def generate(self, request: Generation) -> AsyncIterator[Step]:
+    async def generate(self, request: Generation) -> AsyncGenerator[Step, None]:
         await self.check_health()
         recording = self._choose(request)
         token_ids, finish = _cut(recording, request)

@@ -1,0 +1,120 @@
+"""Starting an engine so that a person can watch it: an environment that is quiet, progress lines, one-line errors.
+
+In: vLLM's flags, or a recordings file. Out: a running Engine, or StartError with what to tell. vLLM reads much of its
+environment while it is imported, so this module sets it first and imports vllm's file last. A variable that is
+already set is left alone. Refuses to know Settings and HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from functionary_vllm.engine.base import Engine
+
+_REPORT_EVERY_S = 5.0
+
+# No usage statistics leave this machine.
+_PRIVATE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+# What is told at every start, and to nobody's use, is kept from a person who did not ask for it.
+_QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+
+
+class StartError(Exception):
+    """The engine cannot start. `status` is the exit status: 2 for what the person asked for, 1 for the rest."""
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Progress:
+    """A line when something new begins, and one every few seconds while it lasts."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._doing = ""
+        self._changed = threading.Event()
+        self._over = False
+
+    def say(self, doing: str) -> None:
+        self._doing = doing
+        self._tell(doing)
+        self._changed.set()
+
+    @contextmanager
+    def running(self) -> Iterator[Progress]:
+        thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._over = True
+            self._changed.set()
+            thread.join()
+
+    def _repeat(self) -> None:
+        while not self._over:
+            if self._changed.wait(_REPORT_EVERY_S):
+                self._changed.clear()
+            else:
+                self._tell(f"... still {self._doing}")
+
+    def _tell(self, line: str) -> None:
+        print(f"[{time.monotonic() - self._began:5.1f} s] {line}", file=sys.stderr, flush=True)
+
+
+def prepare_environment(model: str, *, verbose: bool) -> None:
+    """Set what vLLM and the Hugging Face hub read while they are imported."""
+    wanted = dict(_PRIVATE)
+    if not verbose:
+        wanted |= _QUIET
+    if Path(model).is_dir():
+        wanted["HF_HUB_OFFLINE"] = "1"  # a local folder is asked for nothing that is not in it
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def start_vllm(model: str, argv: Sequence[str], *, verbose: bool = False) -> Engine:
+    """A running VllmEngine. Blocks; needs no event loop."""
+    quiet = not verbose and "VLLM_LOGGING_LEVEL" not in os.environ
+    prepare_environment(model, verbose=verbose)
+    with Progress().running() as progress:
+        progress.say("importing vLLM")
+        try:
+            from functionary_vllm.engine import vllm as backend
+        except ModuleNotFoundError as error:
+            raise StartError(f"vLLM is not installed ({error}); make install installs it.") from error
+        try:
+            return backend.create_engine(["--model", model, *argv], progress.say, quiet=quiet)
+        except (ValueError, OSError) as error:
+            raise StartError(f"vLLM refuses this: {_first_lines(error)}") from error
+        except RuntimeError as error:
+            raise StartError(f"The engine did not start: {_first_lines(error)}", 1) from error
+
+
+def start_replay(recordings: str, tokenizer: str) -> Engine:
+    """A ReplayEngine. `tokenizer` is a name or a folder."""
+    from transformers import AutoTokenizer
+
+    from functionary_vllm.engine.replay import RecordingError, ReplayEngine, load_recordings
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except (ValueError, OSError) as error:
+        raise StartError(f"The tokenizer {tokenizer} cannot be used: {_first_lines(error)}") from error
+    try:
+        return ReplayEngine(load_recordings(recordings, loaded), loaded)
+    except RecordingError as error:
+        raise StartError(str(error)) from error
+
+
+def _first_lines(error: Exception) -> str:
+    """The message on one line; pydantic and the hub write whole paragraphs."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:500]

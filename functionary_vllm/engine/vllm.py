@@ -1,0 +1,335 @@
+"""vLLM behind the Engine protocol: the only file that imports vllm, and the only one that knows its versions.
+
+In: vLLM's own engine flags, then Generations. Out: Steps of token ids; vLLM detokenizes nothing (`detokenize=False`)
+and its errors become ours here. Each choice is an engine request of its own, so that one can be stopped without the
+others; with one choice there is no task and no queue between vLLM's generator and ours. Tested with 0.32, written
+against the sources of 0.26 and 0.32: what differs between them stands in the first section. Refuses to know text,
+formats and HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from transformers import PretrainedConfig
+from vllm import exceptions as vllm_exceptions
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
+
+from functionary_vllm.engine.base import Generation, Step, TokenLogprob
+from functionary_vllm.engine.schema_check import check_schema
+from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest
+from functionary_vllm.events import FinishReason
+
+
+class AsyncLLMEngine(AsyncLLM):
+    """AsyncLLM under its older name, without a second shutdown when the interpreter takes its modules away."""
+
+    def __del__(self) -> None:
+        pass  # close() has done it; if nobody called that, the client's own finalizer does
+
+
+# ---------------------------------------------------------------------------------------------- versions
+
+
+def _known(*names: str) -> tuple[type[Exception], ...]:
+    return tuple(getattr(vllm_exceptions, name) for name in names if hasattr(vllm_exceptions, name))
+
+
+# A refused request is a ValueError up to 0.26 and later a VLLMClientError, which is none.
+_REFUSED: tuple[type[Exception], ...] = (
+    ValueError,
+    *_known("VLLMClientError", "VLLMValidationError", "VLLMUnprocessableEntityError"),
+)
+_BUSY = _known("GracefulHTTPError")  # later than 0.26: vLLM's own queue limits
+_VLLM_ERRORS: tuple[type[Exception], ...] = (EngineDeadError, EngineGenerateError, *_BUSY, *_REFUSED)
+
+
+def _check_nesting(schema: Any) -> None:
+    """vLLM's limit on nesting, where it has one: grammar conversion grows steeply with depth."""
+    try:
+        from vllm.sampling_params import check_json_nesting
+    except ImportError:
+        return
+    check_json_nesting(schema)
+
+
+# ------------------------------------------------------------------------------------------------ engine
+
+
+class VllmEngine:
+    """An Engine over AsyncLLM. `lora_requests` are the adapters a Generation may name as its model."""
+
+    def __init__(self, llm: AsyncLLM, lora_requests: Mapping[str, LoRARequest] | None = None) -> None:
+        self.tokenizer: Any = llm.get_tokenizer()
+        self.max_model_len: int = llm.model_config.max_model_len
+        self.vocab_size: int = llm.model_config.get_vocab_size()
+        self._llm = llm
+        self._lora_requests = dict(lora_requests or {})
+        # What the model's generation_config.json says of temperature and the like; a request's own value wins.
+        self._defaults: dict[str, Any] = llm.model_config.get_diff_sampling_param()
+        self._live: dict[str, dict[int, str]] = {}  # request -> its unfinished choices -> vLLM's request id
+        self._aborts: set[asyncio.Future[None]] = set()
+        self._closed = False
+
+    def generate(self, request: Generation) -> AsyncGenerator[Step, None]:
+        count = request.sampling.n
+        if count == 1:
+            return self._generate_choice(request, 0, {0: request.id})
+        return self._generate_choices(request, {choice: f"{request.id}-{choice}" for choice in range(count)})
+
+    async def _generate_choice(
+        self, request: Generation, choice: int, live: dict[int, str]
+    ) -> AsyncGenerator[Step, None]:
+        self._live[request.id] = live
+        engine_id = live.get(choice)
+        outputs: AsyncGenerator[Any, None] | None = None
+        finished = engine_id is None  # stopped before it began
+        try:
+            if engine_id is not None:
+                outputs = self._llm.generate(
+                    tokens_input(list(request.prompt_ids)),
+                    self._sampling_params(request, choice),
+                    engine_id,
+                    lora_request=self._lora_requests.get(request.model) if request.model else None,
+                    priority=request.priority,
+                )
+                async for output in outputs:
+                    finished = output.finished
+                    if choice not in live:
+                        return
+                    yield _step(choice, output, request.sampling.logprobs)
+        except _VLLM_ERRORS as error:
+            finished = True
+            raise _translate(error) from error
+        finally:
+            live.pop(choice, None)
+            if not live:
+                self._live.pop(request.id, None)
+            if not finished and engine_id is not None:
+                await self._abort(engine_id)
+            if outputs is not None:
+                await outputs.aclose()
+
+    async def _generate_choices(self, request: Generation, live: dict[int, str]) -> AsyncGenerator[Step, None]:
+        """One task a choice; each puts its Steps into the queue, and its number when it has ended."""
+        queue: asyncio.Queue[Step | int] = asyncio.Queue()
+
+        async def pump(choice: int) -> None:
+            steps = self._generate_choice(request, choice, live)
+            try:
+                async for step in steps:
+                    queue.put_nowait(step)
+            finally:
+                queue.put_nowait(choice)
+                await steps.aclose()
+
+        tasks = [asyncio.create_task(pump(choice)) for choice in live]
+        try:
+            left = len(tasks)
+            while left:
+                item = await queue.get()
+                if isinstance(item, int):
+                    left -= 1
+                    await tasks[item]  # raises what the choice ended with
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._live.pop(request.id, None)
+
+    def _sampling_params(self, request: Generation, choice: int) -> SamplingParams:
+        asked = request.sampling
+        values = dict(self._defaults)
+        for name in _COPIED:
+            if (value := getattr(asked, name)) is not None:
+                values[name] = value
+        if asked.seed is not None:
+            # torch takes 64 bits; a larger one would fail inside the engine.
+            if not -(2**63) <= asked.seed < 2**63 - asked.n:
+                raise InvalidRequest("seed must fit into 64 bits.", param="seed")
+            values["seed"] = asked.seed + choice
+        if asked.logit_bias:
+            values["logit_bias"] = dict(asked.logit_bias)
+        if request.constraint is not None:
+            values["structured_outputs"] = StructuredOutputsParams(structural_tag=request.constraint)
+        return SamplingParams(
+            **{"max_tokens": None, **values},
+            stop_token_ids=list(request.stop_token_ids),
+            ignore_eos=asked.ignore_eos,
+            detokenize=False,
+            skip_special_tokens=False,
+            output_kind=RequestOutputKind.DELTA,
+            skip_clone=True,  # made for this one request
+        )
+
+    async def stop(self, request_id: str, choice: int) -> None:
+        engine_id = self._live.get(request_id, {}).pop(choice, None)
+        if engine_id is not None:
+            await self._abort(engine_id)
+
+    async def _abort(self, engine_id: str) -> None:
+        # A task of its own: whoever leaves is often being cancelled, and the engine has to hear of it all the same.
+        task = asyncio.ensure_future(self._llm.abort(engine_id))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+        await asyncio.shield(task)
+
+    def unfinished(self) -> int:
+        """How many engine requests are waiting or running."""
+        return len(self._llm.output_processor.request_states)
+
+    def check_schema(self, schema: Mapping[str, Any] | bool) -> None:
+        check_schema(schema, has_xgrammar_unsupported_json_features, _check_nesting)
+
+    async def check_health(self) -> None:
+        if self._closed:
+            raise EngineUnavailable("The engine has been closed.")
+        try:
+            await self._llm.check_health()
+        except EngineDeadError as error:
+            raise _translate(error) from error
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            # A CPU engine has no device to give back, only seconds to spend on taking Python apart.
+            self._llm.shutdown(timeout=1.0 if current_platform.is_cpu() else None)
+
+
+_COPIED = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logprobs",
+)
+
+_FINISH: dict[str | None, FinishReason | None] = {None: None, "stop": "stop", "length": "length", "abort": "abort"}
+
+
+def _step(choice: int, output: Any, logprobs: int | None) -> Step:
+    completion = output.outputs[0]
+    reason = completion.finish_reason
+    if reason == "error":
+        raise EngineFailure("The engine failed on this request; it may be sent again.")
+    return Step(
+        choice,
+        completion.token_ids,
+        _FINISH.get(reason, "stop"),
+        None if logprobs is None else _logprobs(completion, logprobs),
+        output.num_cached_tokens or 0,
+    )
+
+
+def _logprobs(completion: Any, count: int) -> list[TokenLogprob]:
+    """vLLM gives a dict a position: the sampled token, and the `count` most likely, which may include it."""
+    entries = []
+    for token_id, position in zip(completion.token_ids, completion.logprobs or (), strict=True):
+        best = sorted(((other, _finite(entry.logprob)) for other, entry in position.items()), key=lambda pair: -pair[1])
+        entries.append(TokenLogprob(token_id, _finite(position[token_id].logprob), tuple(best[:count])))
+    return entries
+
+
+def _finite(logprob: float) -> float:
+    # JSON has no infinity; -9999.0 is what OpenAI's API reference gives for a token out of reach.
+    return max(logprob, -9999.0)
+
+
+def _translate(error: Exception) -> ApiError:
+    if isinstance(error, EngineDeadError):
+        return EngineUnavailable("The engine has stopped.")
+    if isinstance(error, _BUSY):
+        return EngineUnavailable(str(error))
+    cause = error.__cause__ if isinstance(error, EngineGenerateError) else error
+    if cause is not None and isinstance(cause, _REFUSED):
+        # The first argument is the bare message; str() of newer versions appends parameter and value to it.
+        message = str(cause.args[0]) if cause.args else str(cause)
+        return InvalidRequest(message, param=getattr(cause, "parameter", None))
+    return EngineFailure(f"The engine failed on this request: {type(cause or error).__name__}.")
+
+
+# --------------------------------------------------------------------------------------------- beginning
+
+_CPU_MAX_MODEL_LEN = 8192
+_CPU_KV_CACHE_BYTES = 2 * 1024**3
+_CPU_FEW_CORES = 16
+
+
+class _Parser(FlexibleArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.replace("unrecognized arguments", "neither a flag of ours nor of vLLM"))
+
+
+def _parser() -> FlexibleArgumentParser:
+    parser = AsyncEngineArgs.add_cli_args(_Parser(prog="serve.py", allow_abbrev=False))  # type: ignore[no-untyped-call]
+    if current_platform.is_cpu():
+        # Compiling takes a minute, and the default KV cache is most of the machine's memory.
+        parser.set_defaults(enforce_eager=True, use_tqdm_on_load=False)
+        if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            parser.set_defaults(kv_cache_memory_bytes=_CPU_KV_CACHE_BYTES)
+    return parser
+
+
+def print_engine_help(word: str) -> None:
+    """vLLM's help on the flags that match `word`; "all" for every one. Ends the program, as --help does."""
+    _parser().parse_args([f"--help={word}"])
+
+
+def create_engine(argv: Sequence[str], say: Callable[[str], None] = print, *, quiet: bool = False) -> VllmEngine:
+    """Start vLLM with these of its flags. Blocks for seconds to minutes, and needs no event loop.
+
+    `quiet` keeps back what vLLM warns of at every start on a CPU: that it is not compiled, not preloaded, not a GPU.
+
+    Raises ValueError or OSError for flags or a model that cannot be used, RuntimeError when the engine does not start.
+    """
+    namespace = _parser().parse_args(list(argv))
+    on_cpu = current_platform.is_cpu()
+    if on_cpu and quiet:
+        logging.getLogger("vllm").setLevel(logging.ERROR)
+        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"  # for the child processes
+    if on_cpu and namespace.max_model_len is None and _declared_length(namespace.model) > _CPU_MAX_MODEL_LEN:
+        namespace.max_model_len = _CPU_MAX_MODEL_LEN
+    say("reading the model's configuration")
+    config = AsyncEngineArgs.from_cli_args(namespace).create_engine_config()
+    parallel = config.parallel_config
+    if on_cpu and namespace.distributed_executor_backend is None and _wants_one_process(parallel):
+        # The worker then lives in the engine's process: 7 s and more off the start, and both of two cores compute.
+        parallel.distributed_executor_backend = "uni"
+    say("starting the engine process: it loads the weights and sets up the KV cache")
+    return VllmEngine(AsyncLLMEngine.from_vllm_config(config, disable_log_stats=namespace.disable_log_stats))
+
+
+def _wants_one_process(parallel: Any) -> bool:
+    """On many cores vLLM's own thread binding is the better choice, and it needs a worker process."""
+    bound = os.environ.get("VLLM_CPU_OMP_THREADS_BIND")
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return parallel.world_size == parallel.data_parallel_size == 1 and not bound and cores <= _CPU_FEW_CORES
+
+
+def _declared_length(model: str) -> int:
+    """The context length in the model's config.json, 0 when there is none to be read."""
+    with suppress(OSError, ValueError):
+        content, _ = PretrainedConfig.get_config_dict(model)
+        lengths = [part.get("max_position_embeddings") for part in (content, content.get("text_config") or {})]
+        return max((length for length in lengths if isinstance(length, int)), default=0)
+    return 0

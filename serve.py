@@ -1,0 +1,68 @@
+"""Flags -> Settings -> engine -> uvicorn; nothing else. `python serve.py --help` lists the flags.
+
+Imports stay inside functions where they can: each child process of vLLM imports this file again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+
+from functionary_vllm.settings import Settings, SettingsError, engine_help_word, read_settings
+
+
+def main() -> int:
+    # An engine that is still starting has child processes: leave by way of the finally clauses.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        if word := engine_help_word(sys.argv[1:]):
+            from functionary_vllm.engine.vllm import print_engine_help
+
+            print_engine_help(word)
+        settings = read_settings(sys.argv[1:], os.environ)
+    except SettingsError as error:
+        return fail(error)
+    from functionary_vllm.engine.startup import StartError
+    from functionary_vllm.formats import UnknownFormat
+    from functionary_vllm.server import ListenError
+
+    try:
+        serve(settings)
+    except StartError as error:
+        return fail(error, error.status)
+    except (UnknownFormat, ListenError) as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def serve(settings: Settings) -> None:
+    from functionary_vllm.formats import detect_format, get_format
+    from functionary_vllm.launch import start_engine, with_model
+    from functionary_vllm.server import listen, run
+
+    # What can be refused at once is refused before an engine takes its time to start.
+    if settings.format is not None:
+        get_format(settings.format)
+    listener = listen(settings)
+    settings = with_model(settings)
+    engine = start_engine(settings)
+    try:
+        from functionary_vllm.api.app import create_app
+
+        fmt = get_format(settings.format or detect_format(engine.tokenizer), engine.tokenizer)
+        run(create_app(settings, engine, fmt), listener, settings)
+    finally:
+        asyncio.run(engine.close())
+
+
+def fail(error: Exception, status: int = 2) -> int:
+    print(f"serve.py: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
