@@ -71,11 +71,10 @@ class _Resolver:
         """`path` is where `value` stands in the source, `following` what the references entered so far point to."""
         if depth > MAX_DEPTH:
             raise SchemaError(path, f"nested more than {MAX_DEPTH} levels when its references are resolved")
+        self._spend(path, 8 + len(value) if isinstance(value, str) else 8)
         if isinstance(value, list):
-            self._spend(path, 8)
             return [self.schema(item, (*path, i), following, depth + 1) for i, item in enumerate(value)]
         if not isinstance(value, Mapping):
-            self._spend(path, len(value) + 8 if isinstance(value, str) else 8)
             return value
         ref = value.get("$ref")
         if not isinstance(ref, str):
@@ -91,14 +90,14 @@ class _Resolver:
     def _keywords(self, schema: Schema, path: Path, following: frozenset[Path], depth: int) -> dict[str, Any]:
         resolved: dict[str, Any] = {}
         for key, value in schema.items():
-            self._spend(path, len(key) + 8)
+            self._spend(path, len(key))
             if key in _DATA:
                 self._spend(path, _weight(value))
                 resolved[key] = value
             elif key in MAPS and isinstance(value, Mapping):
                 resolved[key] = {}
                 for name, item in value.items():
-                    self._spend(path, len(name) + 8)
+                    self._spend(path, len(name))
                     resolved[key][name] = self.schema(item, (*path, key, name), following, depth + 2)
             else:
                 resolved[key] = self.schema(value, (*path, key), following, depth + 1)
@@ -116,6 +115,7 @@ class _Resolver:
         return found
 
     def _point(self, ref: str, path: Path) -> tuple[Any, Path]:
+        self._spend(path, 8 + len(ref))  # as work
         shown = shorten(ref, 80)
         if ref != "#" and not ref.startswith("#/"):
             raise SchemaError(path, f"only references inside the schema ('#/...') are followed, not '{shown}'")

@@ -12,11 +12,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from contextlib import suppress
 from typing import Any, Final
-
-from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.exceptions import best_match
 
 from functionary_vllm.conversation import Function
 from functionary_vllm.errors import InvalidRequest
@@ -205,11 +202,9 @@ def check_schema(schema: Any, path: str) -> None:
     """Refuse what is no JSON Schema (draft 2020-12). The error's param names the keyword."""
     if not isinstance(schema, bool):
         check_shape(schema, path)
-    text = json.dumps(schema)
-    # Clients send the same tools again and again; the meta-schema takes milliseconds. Large texts are not kept.
-    violation = _violation(text) if len(text) <= 16_384 else _violation.__wrapped__(text)
-    if violation is not None:
-        raise refused(path, SchemaError(*violation))
+    error = _violation(schema)
+    if error is not None:
+        raise refused(path, error)
 
 
 def check_parameters(schema: Any, path: str) -> None:
@@ -229,46 +224,117 @@ def refused(path: str, error: SchemaError) -> InvalidRequest:
     )
 
 
-@lru_cache(maxsize=256)
-def _violation(text: str) -> tuple[Path, str] | None:
-    try:
-        first = next(_META.iter_errors(json.loads(text)), None)
-    except RecursionError:  # MAX_DEPTH is far from it; here only for a caller who stands deep in the stack himself
-        return (), "nested too deep"
-    if first is None:
-        return None
-    error = best_match([first]) or first  # of "neither a type nor a list of types", the likelier
-    return tuple(error.absolute_path), shorten(error.message).rstrip(".")
+def _violation(schema: Any) -> SchemaError | None:
+    """The rules of the meta-schema, without its generality: that takes a hundred times as long, or for ever."""
+    waiting: list[tuple[Any, Path]] = [(schema, ())]
+    while waiting:
+        part, path = waiting.pop()
+        if isinstance(part, bool):
+            continue
+        if not isinstance(part, Mapping):
+            return SchemaError(path, f"expected a schema, but got {_shown(part)}")
+        for key, value in part.items():
+            if key not in _RULES:
+                continue
+            valid, expected = _RULES[key]
+            if not valid(value):
+                return SchemaError((*path, key), f"expected {expected}, but got {_shown(value)}")
+            waiting.extend((item, (*path, *step)) for step, item in _parts(key, value))
+    return None
 
 
-def _is_regex(pattern: object) -> bool:
-    """Whether it compiles, taking what ECMA-262 has and Python writes differently for what it is."""
-    if not isinstance(pattern, str):
-        return True
-    if len(pattern) > _MAX_PATTERN:
+def _shown(value: Any) -> str:
+    return shorten(json.dumps(value, ensure_ascii=False), 80)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and value >= 0 and value == value // 1
+
+
+def _is_strings(value: Any) -> bool:
+    strings = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return strings and len(set(value)) == len(value)
+
+
+def _is_type(value: Any) -> bool:
+    kinds = {"null", "boolean", "object", "array", "number", "string", "integer"}
+    return value in kinds if isinstance(value, str) else _is_strings(value) and bool(value) and kinds.issuperset(value)
+
+
+def _is_regex(pattern: Any) -> bool:
+    """Whether it compiles, once what ECMA-262 writes differently from Python is written in Python's way.
+
+    All characters beyond ASCII become one, because re spends milliseconds on each class that holds others.
+    """
+    if not isinstance(pattern, str) or len(pattern) > _MAX_PATTERN:
         return False
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError):
-        re.compile(_ESCAPE.sub(_python_regex, pattern))
-    return True
+    with suppress(re.error, OverflowError, RecursionError):
+        re.compile(_FOREIGN.sub(_python_regex, pattern))
+        return True
+    return False
 
 
 def _python_regex(match: re.Match[str]) -> str:
     text = match[0]
     if text == "(?<":
         return "(?P<"
-    return r"\x01" if re.match(r"\\([pPu]\{|c[A-Za-z]|k)", text) else text
+    if match["code"]:
+        return f"\\x{min(int(text.strip('uU{}' + chr(92)), 16), 0x7F):02x}"
+    return r"\x7f" if match["other"] else text
 
 
 _MAX_PATTERN = 10_000
-_ESCAPE = re.compile(r"\\(.\{[^{}]*\}|c[A-Za-z]|.)|\(\?<(?=[A-Za-z_$])", re.DOTALL)
-_FORMATS = FormatChecker(formats=())
-_FORMATS.checks("regex", raises=(re.error, OverflowError, RecursionError))(_is_regex)
-_META = Draft202012Validator(Draft202012Validator.META_SCHEMA, format_checker=_FORMATS)
+_FOREIGN = re.compile(
+    r"(?P<code>\\u\{[0-9a-fA-F]{1,6}\}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8})"
+    r"|(?P<other>\\[pP]\{[^{}]*\}|\\c[A-Za-z]|\\k|[^\x00-\x7f])"
+    r"|\\.|\(\?<(?=[A-Za-z_$])",
+    re.DOTALL,
+)
+
+Rule = tuple[Callable[[Any], bool], str]
+_ANY_SCHEMA: Rule = (lambda value: True, "a schema")  # checked when it is its turn
+_MAP: Rule = (lambda value: isinstance(value, Mapping), "an object")
+_SCHEMAS: Rule = (lambda value: isinstance(value, list) and bool(value), "a list of schemas, at least one")
+_STRING: Rule = (lambda value: isinstance(value, str), "a string")
+_BOOLEAN: Rule = (lambda value: isinstance(value, bool), "true or false")
+_NUMBER: Rule = (_is_number, "a number")
+_COUNT: Rule = (_is_count, "a whole number that is not negative")
+_LIST: Rule = (lambda value: isinstance(value, list), "a list")
+_STRINGS: Rule = (_is_strings, "a list of different strings")
 
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_SINGLES = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+_SINGLES = (
+    *("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames"),
+    *("unevaluatedItems", "unevaluatedProperties", "contentSchema"),
+)
+_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(MAPS, _MAP),
+    **dict.fromkeys(_LISTS, _SCHEMAS),
+    **dict.fromkeys(_SINGLES, _ANY_SCHEMA),
+    **dict.fromkeys(("$id", "$schema", "$ref", "$anchor", "$dynamicRef", "$dynamicAnchor", "$comment"), _STRING),
+    **dict.fromkeys(("title", "description", "format", "contentEncoding", "contentMediaType"), _STRING),
+    **dict.fromkeys(("deprecated", "readOnly", "writeOnly", "uniqueItems"), _BOOLEAN),
+    **dict.fromkeys(("maximum", "minimum", "exclusiveMaximum", "exclusiveMinimum"), _NUMBER),
+    **dict.fromkeys(("maxLength", "minLength", "maxItems", "minItems"), _COUNT),
+    **dict.fromkeys(("maxContains", "minContains", "maxProperties", "minProperties"), _COUNT),
+    **dict.fromkeys(("enum", "examples"), _LIST),
+    "type": (_is_type, "a type of JSON Schema or a list of different ones"),
+    "multipleOf": (lambda value: _is_number(value) and value > 0, "a number above zero"),
+    "pattern": (_is_regex, "a regular expression"),
+    "patternProperties": (
+        lambda value: isinstance(value, Mapping) and all(map(_is_regex, value)),
+        "an object whose keys are regular expressions",
+    ),
+    "required": _STRINGS,
+    "dependentRequired": (
+        lambda value: isinstance(value, Mapping) and all(map(_is_strings, value.values())),
+        "an object of lists of different strings",
+    ),
+}
 
 
 def find_refused(schema: Schema, path: str, validate: Callable[[Schema], None]) -> str:
@@ -288,7 +354,8 @@ def find_refused(schema: Schema, path: str, validate: Callable[[Schema], None]) 
         return False
 
     place: Path = ()
-    while step := next((found for found in _subschemas(schema) if fails(found[1])), None):
+    # Parts without references first: another may fail only for what it refers to.
+    while step := next((found for found in sorted(_subschemas(schema), key=_refers) if fails(found[1])), None):
         place, schema = (*place, *step[0]), step[1]
     # Without a type most engines check nothing, so that keyword is the last to be blamed.
     for keyword in sorted(schema, key=lambda key: key == "type"):
@@ -297,12 +364,20 @@ def find_refused(schema: Schema, path: str, validate: Callable[[Schema], None]) 
     return dotted(path, place)
 
 
+def _refers(step: tuple[Path, Schema]) -> bool:
+    return survey(step[1])
+
+
 def _subschemas(schema: Schema) -> Iterator[tuple[Path, Schema]]:
     for key in (*MAPS, *_LISTS, *_SINGLES):
-        value = schema.get(key)
-        if key in MAPS and isinstance(value, Mapping):
-            yield from (((key, name), item) for name, item in value.items() if isinstance(item, Mapping))
-        elif key in _LISTS and isinstance(value, list):
-            yield from (((key, i), item) for i, item in enumerate(value) if isinstance(item, Mapping))
-        elif key in _SINGLES and isinstance(value, Mapping):
-            yield (key,), value
+        yield from (step for step in _parts(key, schema.get(key)) if isinstance(step[1], Mapping))
+
+
+def _parts(key: str, value: Any) -> Iterator[tuple[Path, Any]]:
+    """The schemas inside a keyword's value, each with the way to it."""
+    if key in MAPS and isinstance(value, Mapping):
+        yield from (((key, name), item) for name, item in value.items())
+    elif key in _LISTS and isinstance(value, list):
+        yield from (((key, i), item) for i, item in enumerate(value))
+    elif key in _SINGLES:
+        yield (key,), value

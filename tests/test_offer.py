@@ -192,8 +192,8 @@ def test_no_offer_no_choice() -> None:
             "Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are specified."
         )
         assert error.param == "tool_choice"
-    for choice in ("none", "auto", {"name": "f"}):
-        error = refusal(choice_from_legacy, choice, ())
+    for function_call in ("none", "auto", {"name": "f"}):
+        error = refusal(choice_from_legacy, function_call, ())
         assert error.message == (
             "Invalid value for 'function_call': 'function_call' is only allowed when 'functions' are specified."
         )

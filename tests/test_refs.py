@@ -135,13 +135,21 @@ def test_long_chain() -> None:
     assert "too many references" in failure({"$ref": "#/$defs/d0", "$defs": {**defs, "d5000": {}}}).reason
 
 
-def test_doubling_is_stopped() -> None:
-    defs: dict[str, Any] = {"d40": {"type": "string"}}
-    for i in range(40):
-        ref = {"$ref": f"#/$defs/d{i + 1}"}
-        defs[f"d{i}"] = {"properties": {"a": ref, "b": ref}}
+@pytest.mark.parametrize(("width", "levels"), [(2, 40), (2, 18), (100, 20), (1000, 3)])
+def test_growth_is_stopped(width: int, levels: int) -> None:
+    defs: dict[str, Any] = {f"d{levels}": {}}
+    for i in range(levels):
+        defs[f"d{i}"] = {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * width}
     error = failure({"properties": {"x": {"$ref": "#/$defs/d0"}}, "$defs": defs})
     assert str(MAX_RESOLVED) in error.reason or str(MAX_DEPTH) in error.reason
+
+
+def test_many_long_chains_are_stopped() -> None:
+    """Each link is looked up once for each link before it."""
+    defs: dict[str, Any] = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(20)}
+    defs["d20"] = {}
+    assert resolve_refs({"$ref": "#/$defs/d0", "$defs": defs})["$defs"]["d0"] == {}
+    assert str(MAX_RESOLVED) in failure({"anyOf": [{"$ref": "#/$defs/d0"}] * 5000, "$defs": defs}).reason
 
 
 def test_repeated_long_text_is_stopped() -> None:
