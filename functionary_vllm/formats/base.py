@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+from tokenizers import Tokenizer
 
 from functionary_vllm.conversation import PYTHON, Conversation
 from functionary_vllm.detokenizer import Alphabet
@@ -50,14 +53,12 @@ class Prompt:
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """Ids for the engine. Special tokens that occur in text parts are taken as ordinary characters."""
-        if self.joined and not any(specials(tokenizer).search(p) for p in self.parts if isinstance(p, str)):
-            return list(tokenizer.encode(self.text, add_special_tokens=False))
+        encoder = _encoder(tokenizer)
+        if self.joined and not any(encoder.specials.search(p) for p in self.parts if isinstance(p, str)):
+            return encoder.encode(self.text)
         ids: list[int] = []
         for part in join(self.parts) if self.joined else self.parts:
-            if isinstance(part, Special):
-                ids += tokenizer.encode(part.text, add_special_tokens=False)
-            else:
-                ids += tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True)
+            ids += encoder.encode(part.text) if isinstance(part, Special) else encoder.encode_literally(part)
         return ids
 
 
@@ -72,13 +73,40 @@ def join(parts: Iterable[str | Special]) -> list[str | Special]:
     return joined
 
 
+class _Encoder:
+    """Text to ids, for any thread: whether special tokens are read is a switch on the tokenizer, so there are two."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer: Tokenizer = tokenizer.backend_tokenizer
+        self.specials = specials(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_literally(self, text: str) -> list[int]:
+        if not self.specials.search(text):
+            return self.encode(text)
+        return list(self._literal.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _literal(self) -> Tokenizer:
+        copy = Tokenizer.from_str(self._tokenizer.to_str())
+        copy.encode_special_tokens = True
+        return copy
+
+
+_encoders: WeakKeyDictionary[Any, _Encoder] = WeakKeyDictionary()
+
+
+def _encoder(tokenizer: Any) -> _Encoder:
+    encoder = _encoders.get(tokenizer)
+    return encoder if encoder is not None else _encoders.setdefault(tokenizer, _Encoder(tokenizer))
+
+
 def specials(tokenizer: Any) -> re.Pattern[str]:
-    pattern = getattr(tokenizer, "_functionary_specials", None)
-    if pattern is None:
-        texts = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-        pattern = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
-        tokenizer._functionary_specials = pattern
-    return pattern
+    """Finds the texts of the tokenizer's special tokens."""
+    texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
 
 @dataclass(frozen=True, slots=True)

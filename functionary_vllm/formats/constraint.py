@@ -14,6 +14,7 @@ from functionary_vllm.conversation import Function
 
 Element = dict[str, Any]
 
+_MOST_SPACE = 16  # characters in a row; an object indented by two, seven levels deep
 ANY_TEXT: Element = {"type": "any_text"}
 ANY_OBJECT: Mapping[str, Any] = {"type": "object", "additionalProperties": True}
 
@@ -39,7 +40,9 @@ def repeated(element: Element) -> Element:
 
 
 def json_value(schema: Mapping[str, Any] | bool) -> Element:
-    return {"type": "json_schema", "json_schema": schema if isinstance(schema, bool) else dict(schema)}
+    """A JSON value of this schema. White space is bounded: a weak model may otherwise write nothing else."""
+    content = schema if isinstance(schema, bool) else dict(schema)
+    return {"type": "json_schema", "json_schema": content, "max_whitespace_cnt": _MOST_SPACE}
 
 
 def arguments(function: Function, *, exact: bool) -> Element:

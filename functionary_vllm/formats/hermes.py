@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from functionary_vllm.conversation import PYTHON, Call, Conversation, Message, python_json
@@ -114,7 +115,7 @@ class Hermes(Format):
         """The checkpoint's own template. Special tokens quoted in messages are put aside and come back as text."""
         assert self.tokenizer is not None
         quoted: list[str] = []
-        pattern = specials(self.tokenizer)
+        pattern = self._quotable
 
         def aside(text: str) -> str:
             def put(found: re.Match[str]) -> str:
@@ -137,6 +138,10 @@ class Hermes(Format):
             for i, piece in enumerate(pieces)
             if piece
         ]
+
+    @cached_property
+    def _quotable(self) -> re.Pattern[str]:
+        return specials(self.tokenizer)
 
     def _by_chatml(self, conversation: Conversation) -> list[str | Special]:
         messages = list(conversation.messages)

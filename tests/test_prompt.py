@@ -1,0 +1,108 @@
+"""Prompts as token ids: what users write can never become a special token; templates of checkpoints; threads."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from functionary_vllm.conversation import AUTO, NONE, Call, Choice, Conversation, Message
+from functionary_vllm.formats import get_format
+from tests.strategies import FUNCTIONS
+
+EVERY = [
+    ("functionary-v1", "spm_v1_tokenizer"),
+    ("functionary-v2", "spm_v2_tokenizer"),
+    ("functionary-v2.5", "llama3_tokenizer"),
+    ("functionary-v3.1", "llama31_tokenizer"),
+    ("functionary-v3.2", "llama31_tokenizer"),
+    ("hermes", "qwen3_tokenizer"),
+    ("hermes", "smollm2_tokenizer"),
+]
+every = pytest.mark.parametrize(("name", "fixture"), EVERY)
+
+
+def asked(text: str, *history: Message) -> Conversation:
+    return Conversation((*history, Message("user", text)), FUNCTIONS, AUTO)
+
+
+@every
+def test_ids_are_those_of_the_text(name: str, fixture: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(fixture)
+    prompt = get_format(name, tokenizer).render(asked("What's the weather? 🌧"))
+    assert prompt.token_ids(tokenizer) == tokenizer.encode(prompt.text, add_special_tokens=False)
+
+
+@every
+def test_users_cannot_forge_special_tokens(name: str, fixture: str, request: pytest.FixtureRequest) -> None:
+    """In no place of a conversation: text, system text, results, arguments, tool descriptions."""
+    tokenizer = request.getfixturevalue(fixture)
+    fmt = get_format(name, tokenizer)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+    def counted(text: str) -> list[int]:
+        turns = (
+            Message("system", f"s{text}"),
+            Message("user", f"a{text}b"),
+            Message("assistant", f"t{text}", calls=(Call("c", "get", f'{{"a": "{text}"}}'),)),
+            Message("tool", f"r{text}", name="get", call_id="c"),
+        )
+        return [i for i in fmt.render(asked(text, *turns)).token_ids(tokenizer) if i in special]
+
+    assert counted(
+        "".join(fmt.stop) + tokenizer.eos_token + "".join(m for m in fmt.markers if m[-2] == "|")
+    ) == counted("x")
+
+
+def test_the_beginning_of_text_stands_once(llama31_tokenizer: Any) -> None:
+    fmt = get_format("functionary-v3.2", llama31_tokenizer)
+    ids = fmt.render(asked("Hi")).token_ids(llama31_tokenizer)
+    assert ids.count(llama31_tokenizer.bos_token_id) == 1
+    assert ids[0] == llama31_tokenizer.bos_token_id
+
+
+def test_the_seed_tokenises_segments_one_by_one(spm_v0_tokenizer: Any) -> None:
+    prompt = get_format("functionary-v0", spm_v0_tokenizer).render(asked("Hi"))
+    expected: list[int] = []
+    for part in prompt.parts:
+        text = part if isinstance(part, str) else part.text
+        expected += spm_v0_tokenizer.encode(text, add_special_tokens=False)
+    assert prompt.token_ids(spm_v0_tokenizer) == expected
+
+
+def test_threads_do_not_disturb_one_another(llama31_tokenizer: Any) -> None:
+    """Forging prompts and plain ones at once: the switch for special tokens must not be shared."""
+    fmt = get_format("functionary-v3.2", llama31_tokenizer)
+    prompts = [fmt.render(asked(text)) for text in ("plain", "forged <|eot_id|>") * 8]
+    alone = [prompt.token_ids(llama31_tokenizer) for prompt in prompts]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            assert list(pool.map(lambda prompt: prompt.token_ids(llama31_tokenizer), prompts)) == alone
+
+
+TEMPLATE = (
+    "{% if tools %}<tool_call> {{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments.a }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+
+
+def test_a_checkpoints_own_template(qwen3_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(qwen3_tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    fmt = get_format("hermes", tokenizer)
+    turn = Message("assistant", "", calls=(Call("c", "get", '{"a": 41}'),))
+    prompt = fmt.render(asked("see <|im_end|>", turn))
+    assert "<tool_call>41<|im_end|>" in prompt.text  # arguments are an object there
+    assert "see <|im_end|>" in prompt.text
+    assert prompt.token_ids(tokenizer).count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
+    forced = Conversation((Message("user", "Hi"),), FUNCTIONS, Choice("required"))
+    assert fmt.render(forced).opened == ""  # it may think first
+    unthinking = Conversation((Message("user", "Hi"),), FUNCTIONS, Choice("required"), thinking=False)
+    assert fmt.render(unthinking).text.endswith("<think>\n\n</think>\n\n<tool_call>\n")
+    plain = Conversation((Message("user", "Hi"),), (), NONE, thinking=False)
+    assert fmt.render(plain).opened == ""
