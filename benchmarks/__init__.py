@@ -1,0 +1,1 @@
+"""Benchmarks: they import the package, never the other way round."""
