@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functionary_vllm.conversation import Function, python_code, python_json, unicode_text
+from tests.test_schema import steady
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,7 @@ def test_python_json(code: str, arguments: str) -> None:
     assert python_json(code) == arguments
 
 
+@steady
 @given(st.text() | st.builds(json.dumps, st.dictionaries(st.sampled_from(["code", "x"]), st.text() | st.integers())))
 def test_the_two_forms_agree(text: str) -> None:
     assert python_code(python_json(text)) == python_code(text)

@@ -13,7 +13,7 @@ from functionary_vllm.conversation import Call, Message
 from functionary_vllm.errors import InvalidRequest
 from functionary_vllm.history import normalise
 from tests.reference import load, needs_reference
-from tests.test_schema import JSON
+from tests.test_schema import JSON, steady
 
 USER = {"role": "user", "content": "Weather?"}
 
@@ -330,6 +330,7 @@ GOOD_MESSAGE = st.one_of(
 )
 
 
+@steady
 @given(st.lists(MESSAGE, max_size=8))
 def test_total(messages: list[Any]) -> None:
     try:
@@ -340,6 +341,7 @@ def test_total(messages: list[Any]) -> None:
     assert all(isinstance(message.content, str) for message in normal)
 
 
+@steady
 @given(st.lists(GOOD_MESSAGE, min_size=1, max_size=12))
 def test_nothing_is_lost_and_every_result_has_its_call(messages: list[Any]) -> None:
     param = None

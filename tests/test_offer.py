@@ -17,7 +17,7 @@ from functionary_vllm.offer import (
     functions_from_tools,
     parameter_paths,
 )
-from tests.test_schema import JSON, SCHEMAS
+from tests.test_schema import JSON, SCHEMAS, steady
 
 INTERPRETER = {"type": "code_interpreter"}
 
@@ -278,6 +278,7 @@ CHOICE = JSON | st.fixed_dictionaries(
 )
 
 
+@steady
 @given(st.lists(TOOL | st.just(INTERPRETER), max_size=4) | JSON, CHOICE)
 def test_total(tools: Any, tool_choice: Any) -> None:
     try:
@@ -290,6 +291,7 @@ def test_total(tools: Any, tool_choice: Any) -> None:
     assert (choice.mode == "named") == (choice.name is not None)
 
 
+@steady
 @given(st.lists(DEFINITION, max_size=4) | JSON, JSON | DEFINITION)
 def test_total_legacy(functions: Any, function_call: Any) -> None:
     try:

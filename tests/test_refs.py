@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from functionary_vllm.refs import MAX_DEPTH, MAX_RESOLVED, SchemaError, dotted, resolve_refs, survey
-from tests.test_schema import SCHEMAS
+from tests.test_schema import SCHEMAS, steady
 
 REF_A = {"$ref": "#/$defs/A"}
 
@@ -163,6 +163,7 @@ def test_depth_by_references_is_stopped() -> None:
     assert str(MAX_DEPTH) in failure({"$ref": "#/$defs/d0", "$defs": defs}).reason
 
 
+@steady
 @given(schema=SCHEMAS)
 def test_total(schema: dict[str, Any]) -> None:
     try:

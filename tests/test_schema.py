@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -24,6 +24,7 @@ from functionary_vllm.schema import (
 from tests.reference import load, needs_reference
 
 PATH = "tools[3].function.parameters"
+steady = settings(deadline=None, suppress_health_check=list(HealthCheck))  # the machine may be busy
 
 
 def function(definition: dict[str, Any]) -> Function:
@@ -268,6 +269,7 @@ SCHEMAS = st.dictionaries(
 )
 
 
+@steady
 @given(schema=SCHEMAS)
 def test_anything_can_be_shown(schema: dict[str, Any]) -> None:
     check_shape(schema, PATH)
@@ -377,7 +379,7 @@ def with_parts(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.dictionaries(st.sampled_from(keys), maps | lists | inner, max_size=3)
 
 
-@settings(max_examples=400)
+@settings(steady, max_examples=400)
 @given(
     st.recursive(st.fixed_dictionaries({}, optional=KEYWORD_VALUES) | st.booleans() | NUMBERS, with_parts, max_leaves=6)
 )
@@ -423,6 +425,7 @@ def test_parameters_are_an_object(kind: Any, valid: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of re, for a pattern like "[[a]"
+@steady
 @given(schema=SCHEMAS)
 def test_check_raises_only_refusals(schema: dict[str, Any]) -> None:
     param: str | None = PATH
