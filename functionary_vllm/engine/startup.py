@@ -100,12 +100,12 @@ def start_vllm(model: str, argv: Sequence[str], *, verbose: bool = False) -> Eng
 
 def start_replay(recordings: str, tokenizer: str) -> Engine:
     """A ReplayEngine. `tokenizer` is a name or a folder."""
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast  # AutoTokenizer would import torch, for seconds
 
     from functionary_vllm.engine.replay import RecordingError, ReplayEngine, load_recordings
 
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        loaded = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     except (ValueError, OSError) as error:
         raise StartError(f"The tokenizer {tokenizer} cannot be used: {_first_lines(error)}") from error
     try:

@@ -315,6 +315,8 @@ def create_engine(argv: Sequence[str], say: Callable[[str], None] = print, *, qu
     if on_cpu and namespace.distributed_executor_backend is None and _wants_one_process(parallel):
         # The worker then lives in the engine's process: 7 s and more off the start, and both of two cores compute.
         parallel.distributed_executor_backend = "uni"
+        # The server needs a core now and then: threads that spin for work they wait for would make both crawl.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     say("starting the engine process: it loads the weights and sets up the KV cache")
     return VllmEngine(AsyncLLMEngine.from_vllm_config(config, disable_log_stats=namespace.disable_log_stats))
 
