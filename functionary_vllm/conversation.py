@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -82,6 +82,17 @@ class Conversation:
     code_interpreter: bool = False
     thinking: bool | None = None  # None: as the model does by itself
     response_schema: Mapping[str, Any] | bool | None = None  # JSON Schema of the text answer
+
+    def narrowed(self) -> Conversation:
+        """What the model is to see: nothing that it may not call."""
+        match self.choice.mode:
+            case "none":
+                return replace(self, functions=(), code_interpreter=False)
+            case "named":
+                named = tuple(function for function in self.functions if function.name == self.choice.name)
+                return replace(self, functions=named, code_interpreter=self.code_interpreter and not named)
+            case _:
+                return self
 
 
 def python_code(arguments: str) -> str:

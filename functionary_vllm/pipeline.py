@@ -77,7 +77,7 @@ class Pipeline:
 
     def prepare(self, task: Task) -> Prepared:
         """Render and tokenise. Raises ContextLengthExceeded."""
-        conversation = task.conversation
+        conversation = task.conversation.narrowed()
         prompt = self._fmt.render(conversation)
         prompt_ids = prompt.token_ids(self._engine.tokenizer)
         generation = Generation(

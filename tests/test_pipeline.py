@@ -178,6 +178,20 @@ def test_what_is_enforced() -> None:
     assert "triggered_tags" in strict
 
 
+def test_only_what_may_be_called_is_shown() -> None:
+    engine = FakeEngine([])
+    other = Function({"name": "other", "description": "something else"})
+    both = (WEATHER, other)
+    shown = {
+        mode: prepared(engine, task(choice=Choice(mode, name), functions=both)).prompt.text
+        for mode, name in (("auto", None), ("required", None), ("none", None), ("named", "get_weather"))
+    }
+    assert all("get_weather" in shown[mode] and "other" in shown[mode] for mode in ("auto", "required"))
+    assert "get_weather" not in shown["none"]
+    assert "get_weather" in shown["named"]
+    assert "something else" not in shown["named"]
+
+
 async def test_steps_without_tokens_are_harmless() -> None:
     engine = FakeEngine([Step(0, []), Step(0, [], "stop")])
     assert events(await answer(engine, task())) == [Finish("stop")]
