@@ -30,7 +30,7 @@ class Alphabet:
     """The characters a format reads from one tokenizer: ordinary text, and one private character a marker token.
 
     `markers` are the texts that the format wants to see as tokens. A marker that is no token of this tokenizer stays
-    ordinary text. Without a tokenizer (tests, rendering) every marker counts as a token, `<|...|>` as a special one.
+    ordinary text. Without a tokenizer every marker counts as a token, `<|...|>` and `</s>` as special.
     """
 
     def __init__(self, tokenizer: Any | None, markers: Iterable[str]) -> None:
@@ -43,7 +43,7 @@ class Alphabet:
         for number, marker in enumerate(dict.fromkeys(markers)):
             if tokenizer is not None and marker not in added:
                 continue
-            token_id, special = added.get(marker, (-1 - number, marker.endswith("|>")))
+            token_id, special = added.get(marker, (-1 - number, marker.endswith(("|>", "</s>"))))
             char = chr((0xD800 if special else 0xDC00) + number)
             self.ids[marker] = token_id
             self._char[marker] = char

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 from hypothesis import strategies as st
 
 from functionary_vllm.conversation import AUTO, Call, Choice, Conversation, Function, Message
-from functionary_vllm.detokenizer import PRIVATE
+from functionary_vllm.detokenizer import ADDED
 from functionary_vllm.events import CallArguments, CallEnd, CallStart, Event, Reasoning, Text, merge
 from functionary_vllm.formats import get_format, list_formats
-from functionary_vllm.formats.base import Format
+from functionary_vllm.formats.base import Format, Prompt
 from functionary_vllm.formats.decoder import Decoder, Offered
 
 # Names that begin one another, and one that is a word of the formats.
@@ -67,10 +68,22 @@ def written(fmt: Format, answer: Answer) -> str:
     turn = Message("assistant", answer.text, calls=tuple(Call(f"c{i}", *c) for i, c in enumerate(answer.calls)))
     before = (Message("user", "?"),)
     after = (Message("tool", "!", name=answer.calls[0][0]),) if answer.calls else (Message("user", "!"),)
-    asked = fmt.render(Conversation(before, FUNCTIONS, AUTO)).text
-    told = fmt.render(Conversation((*before, turn, *after), FUNCTIONS, AUTO)).text
+    asked = scanned(fmt, fmt.render(Conversation(before, FUNCTIONS, AUTO)))
+    told = scanned(fmt, fmt.render(Conversation((*before, turn, *after), FUNCTIONS, AUTO)))
     assert told.startswith(asked)
-    return fmt.alphabet.of(told[len(asked) :])
+    return told[len(asked) :]
+
+
+def scanned(fmt: Format, prompt: Prompt) -> str:
+    """A prompt as a detokenizer would give it back: special tokens are special only where the format put them."""
+    added = [marker for marker in fmt.markers if re.fullmatch(f"[{ADDED}]", fmt.alphabet.of(marker))]
+    tokens = re.compile("|".join(map(re.escape, added)) or r"(?!)")
+    return "".join(
+        tokens.sub(lambda found: fmt.alphabet.of(found.group()), part)
+        if isinstance(part, str)
+        else fmt.alphabet.of(part.text)
+        for part in prompt.parts
+    )
 
 
 def fragments(fmt: Format) -> st.SearchStrategy[str]:
@@ -128,7 +141,3 @@ def spoken(events: Sequence[Event]) -> str:
 def is_subsequence(part: str, whole: str) -> bool:
     rest = iter(whole)
     return all(char in rest for char in part)
-
-
-def visible(text: str) -> str:
-    return PRIVATE.sub("", text)
