@@ -134,7 +134,7 @@ def test_response_schema(fmt: Format) -> None:
 
 def test_code(fmt: Format) -> None:
     conversation = asked(REQUIRED, code_interpreter=True)
-    code = '{"code": "print(1)"}' + fmt.call_close if fmt.name == "hermes" else "print(1)\n2 < 3"
+    code = "print(1)\n2 < 3" if fmt.raw_code else '{"code": "print(1)"}' + fmt.call_close
     assert accepts(fmt, conversation, (fmt.code_open() + code)[len(fmt.opened(conversation)) :])
 
 

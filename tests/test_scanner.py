@@ -139,7 +139,7 @@ def machine_events(text: str, python: str | None, step: int) -> list[Event]:
 
     def grammar(m: Machine) -> Reading[None]:
         m.call("python")
-        yield from m.copy_code_object()
+        yield from m.copy_object()
 
     machine.run(grammar)
     events: list[Event] = []

@@ -43,7 +43,7 @@ _KEYS = {"id", "text", "token_ids", "finish_reason", "step", "interval_ms"}
 def load_recordings(path: str | Path, tokenizer: Any) -> list[Recording]:
     """The recordings of a JSON Lines file; blank lines are skipped. Raises RecordingError."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # strings may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise RecordingError(f"{path} cannot be read: {error}") from None
     recordings: list[Recording] = []

@@ -17,13 +17,29 @@ from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer
 
-from functionary_vllm.conversation import PYTHON, Conversation
+from functionary_vllm.conversation import PYTHON, Call, Conversation, Function, python_json
 from functionary_vllm.detokenizer import Alphabet
 from functionary_vllm.formats import constraint as rule
 from functionary_vllm.formats.constraint import Element
 from functionary_vllm.formats.decoder import Decoder, Offered, PythonArguments
 from functionary_vllm.formats.machine import Machine
 from functionary_vllm.formats.scanner import Reading
+
+# What a format without a form of its own for code is told of the code interpreter (upstream's words for Qwen2.5).
+CODE_FUNCTION = Function(
+    {
+        "name": PYTHON,
+        "description": (
+            "This tool is used to execute python code. Code will be executed in a stateful Jupyter notebook "
+            "environment. Python will respond with the output of the execution or time out after 60.0 seconds. The "
+            "drive at '/mnt/data' can be used to save and persist user files."
+        ),
+        "parameters": {
+            "type": "object",
+            "properties": {"code": {"type": "string", "description": "The python code to run"}},
+        },
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +87,11 @@ def join(parts: Iterable[str | Special]) -> list[str | Special]:
         else:
             joined.append(part)
     return joined
+
+
+def json_arguments(call: Call) -> str:
+    """The arguments of a call in the history, where the code interpreter is called with an object too."""
+    return python_json(call.arguments) if call.name == PYTHON else call.arguments
 
 
 class _Encoder:
@@ -135,6 +156,7 @@ class Format(ABC):
     call_close: ClassVar[str] = ""
     call_separator: ClassVar[str] = ""
     parallel: ClassVar[bool] = True  # whether one answer can hold several calls
+    raw_code: ClassVar[bool] = True  # whether the code interpreter is called with raw code, else as CODE_FUNCTION
 
     def __init__(self, tokenizer: Any | None = None) -> None:
         self.tokenizer = tokenizer
@@ -171,9 +193,10 @@ class Format(ABC):
         """What stands before the code of a call of the code interpreter."""
         return self.call_open(PYTHON)
 
-    def code_rule(self) -> Element:
-        """What the engine may write as the arguments of the code interpreter: raw code, unless overridden."""
-        return rule.ANY_TEXT
+    def functions(self, conversation: Conversation) -> tuple[Function, ...]:
+        """The functions to describe to the model."""
+        code = conversation.code_interpreter and not self.raw_code
+        return (*conversation.functions, CODE_FUNCTION) if code else conversation.functions
 
     def call_after_text(self, name: str, call_open: str) -> str:
         """How a call begins after text, from its first unmistakable marker on."""
@@ -222,8 +245,11 @@ class Format(ABC):
             if chosen in (None, f.name)
         ]
         if conversation.code_interpreter and chosen in (None, PYTHON):
-            close = "" if self.code_rule() is rule.ANY_TEXT else self.call_close
-            calls.append(Offer(PYTHON, self.code_open(), self.code_rule(), close))
+            if self.raw_code:
+                calls.append(Offer(PYTHON, self.code_open(), rule.ANY_TEXT, ""))
+            else:
+                code = rule.arguments(CODE_FUNCTION, exact=True)
+                calls.append(Offer(PYTHON, self.call_open(PYTHON), code, self.call_close))
         return calls
 
     def _calls(self, calls: list[Offer], opened: str, *, several: bool) -> Element:

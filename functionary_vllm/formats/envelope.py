@@ -63,8 +63,7 @@ class Envelope:
         yield from m.read_space()
         first = yield from m.peek()
         if first == "{":
-            code = m.python == "raw" and m.offers_code(self._name or "")
-            return (yield from m.copy_code_object()) if code else (yield from m.copy_object())
+            return (yield from m.copy_object())
         if first == '"':  # the object once more encoded, as a string
             yield from m.choose('"')
             whole = yield from m.copy_string(m.arguments)

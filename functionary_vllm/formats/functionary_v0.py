@@ -8,7 +8,7 @@ user's turn.
 from __future__ import annotations
 
 from functionary_vllm.conversation import Conversation, Message
-from functionary_vllm.formats.base import Format, Prompt, Special
+from functionary_vllm.formats.base import Format, Prompt, Special, json_arguments
 from functionary_vllm.formats.machine import Machine
 from functionary_vllm.formats.scanner import Reading
 from functionary_vllm.schema import typescript_v0
@@ -27,6 +27,7 @@ class FunctionaryV0(Format):
     stop = (_END,)
     text_open = ":\n"
     parallel = False
+    raw_code = False
 
     def call_open(self, name: str) -> str:
         return f" to=functions.{name}:\n"
@@ -48,8 +49,8 @@ class FunctionaryV0(Format):
 
     def render(self, conversation: Conversation) -> Prompt:
         parts: list[str | Special] = []
-        if conversation.functions:
-            parts.append(f"system:\n{typescript_v0(conversation.functions)}\n")
+        if functions := self.functions(conversation):
+            parts.append(f"system:\n{typescript_v0(functions)}\n")
         parts.append(f"system:\n{SYSTEM_MESSAGE}\n")
         for message in conversation.messages:
             parts += self._message(message)
@@ -67,7 +68,7 @@ class FunctionaryV0(Format):
             case "assistant":
                 parts: list[str | Special] = [f"assistant:\n{message.content}\n"] if message.content else []
                 for call in message.calls:
-                    parts += [f"assistant{self.call_open(call.name)}{call.arguments}", Special(_END)]
+                    parts += [f"assistant{self.call_open(call.name)}{json_arguments(call)}", Special(_END)]
                 return parts
 
     def grammar(self, m: Machine) -> Reading[None]:
@@ -86,7 +87,7 @@ class FunctionaryV0(Format):
             yield from m.choose("\n")
         else:
             m.give_back(m.text, space)
-        calls = {self.call_after_text(n, self.call_open(n)): n for n in m.names if m.calls}
+        calls = {self.call_after_text(n, self.call_open(n)): n for n in m.recipients if m.calls}
         while stop := (yield from m.copy_until(m.text, _USER, *calls)):
             if stop in calls:
                 m.call(calls[stop])

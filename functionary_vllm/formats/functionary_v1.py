@@ -7,7 +7,7 @@ Facts: MeetKai/functionary bfc65f4 and 3a74324. An answer continues `assistant:`
 from __future__ import annotations
 
 from functionary_vllm.conversation import Conversation, Message
-from functionary_vllm.formats.base import Format, Prompt, Special
+from functionary_vllm.formats.base import Format, Prompt, Special, json_arguments
 from functionary_vllm.formats.functionary_v0 import SYSTEM_MESSAGE
 from functionary_vllm.formats.machine import Machine
 from functionary_vllm.formats.scanner import Reading
@@ -25,6 +25,7 @@ class FunctionaryV1(Format):
     stop = (_END_ASSISTANT, _END_CALL)
     text_open = "\n"
     parallel = False
+    raw_code = False
 
     def call_open(self, name: str) -> str:
         return f"\n{_CALL}{name}:\n"
@@ -48,7 +49,7 @@ class FunctionaryV1(Format):
         opened = self.opened(conversation)
         parts: list[str | Special] = [
             *self._parts(self.bos),
-            *self._segment("system", typescript(conversation.functions), "<|END_OF_SYSTEM|>"),
+            *self._segment("system", typescript(self.functions(conversation)), "<|END_OF_SYSTEM|>"),
             *self._segment("system", SYSTEM_MESSAGE, "<|END_OF_SYSTEM|>"),
         ]
         for message in conversation.messages:
@@ -71,7 +72,7 @@ class FunctionaryV1(Format):
                 text = f"\n{message.content}" if message.content else ""
                 for call in message.calls:
                     opening = self._parts(self.call_open(call.name))
-                    parts += ["assistant:", text, *opening, call.arguments, Special(_END_CALL), "\n"]
+                    parts += ["assistant:", text, *opening, json_arguments(call), Special(_END_CALL), "\n"]
                     text = ""
                 return parts
             case "assistant":

@@ -90,7 +90,7 @@ class FunctionaryV31(Llama3Chat):
         if not m.calls:
             return
         tag = m.alphabet.of(_PYTHON_TAG)
-        calls = {self.call_open(name): name for name in (*m.names, *([PYTHON] if m.python else []))}
+        calls = {self.call_open(name): name for name in m.recipients}
         while stop := (yield from m.copy_until(m.text, tag, *calls)):
             if stop == tag:
                 m.call(PYTHON)

@@ -68,7 +68,7 @@ class FunctionaryV32(Llama3Chat):
 
     def grammar(self, m: Machine) -> Reading[None]:
         # [">>>"] recipient "\n" body (">>>" recipient "\n" body)*
-        names = (*m.names, *([PYTHON] if m.python else [])) if m.calls else ()
+        names = m.recipients if m.calls else ()
         recipients = {f"{_NEXT}{self.call_open(name)}": name for name in ("all", *names)}
         nexts = tuple(recipients) if m.calls else ()
         yield from m.choose(_NEXT)

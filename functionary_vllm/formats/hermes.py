@@ -14,9 +14,9 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from functionary_vllm.conversation import PYTHON, Call, Conversation, Message, python_json
+from functionary_vllm.conversation import Conversation, Message
 from functionary_vllm.formats import constraint as rule
-from functionary_vllm.formats.base import Format, Prompt, Special, specials
+from functionary_vllm.formats.base import Format, Prompt, Special, json_arguments, specials
 from functionary_vllm.formats.constraint import Element
 from functionary_vllm.formats.envelope import Envelope
 from functionary_vllm.formats.machine import Machine
@@ -31,18 +31,6 @@ _INSTRUCTIONS = (
     f"{_CALL}{_CALL_END} XML tags:\n{_CALL}\n"
     '{"name": <function-name>, "arguments": <args-json-object>}\n' + _CALL_END,
 )
-_CODE_FUNCTION = {
-    "name": PYTHON,
-    "description": (
-        "This tool is used to execute python code. Code will be executed in a stateful Jupyter notebook environment. "
-        "Python will respond with the output of the execution or time out after 60.0 seconds. The drive at "
-        "'/mnt/data' can be used to save and persist user files."
-    ),
-    "parameters": {
-        "type": "object",
-        "properties": {"code": {"type": "string", "description": "The python code to run"}},
-    },
-}
 
 
 class Hermes(Format):
@@ -52,13 +40,10 @@ class Hermes(Format):
     stop = ("<|im_end|>", "<|endoftext|>")
     call_close = f"}}\n{_CALL_END}"
     call_separator = "\n"
+    raw_code = False
 
     def call_open(self, name: str) -> str:
         return f'{_CALL}\n{{"name": {json.dumps(name)}, "arguments": '
-
-    def code_rule(self) -> Element:
-        code = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
-        return rule.json_value(code)
 
     def opened(self, conversation: Conversation) -> str:
         choice = conversation.choice
@@ -127,7 +112,7 @@ class Hermes(Format):
         options = {} if conversation.thinking is None else {"enable_thinking": conversation.thinking}
         text = self.tokenizer.apply_chat_template(
             [_message(message, aside) for message in conversation.messages],
-            tools=[{"type": "function", "function": f} for f in _definitions(conversation)] or None,
+            tools=[{"type": "function", "function": f} for f in self._definitions(conversation)] or None,
             tokenize=False,
             add_generation_prompt=True,
             **options,
@@ -148,7 +133,7 @@ class Hermes(Format):
         system = (
             messages.pop(0).content if messages and messages[0].role == "system" else "You are a helpful assistant."
         )
-        definitions = _definitions(conversation)
+        definitions = self._definitions(conversation)
         if definitions:
             lines = [f"\n{json.dumps({'type': 'function', 'function': d}, ensure_ascii=False)}" for d in definitions]
             system = "".join((system, _INSTRUCTIONS[0], *lines, _INSTRUCTIONS[1]))
@@ -163,6 +148,9 @@ class Hermes(Format):
             turn = [*parts[:-2], "\n", response, *parts[-2:]] if again else [*parts, *self._turn("user", response)]
             parts = turn
         return [*parts, Special("<|im_start|>"), "assistant\n"]
+
+    def _definitions(self, conversation: Conversation) -> list[dict[str, Any]]:
+        return [dict(function.definition) for function in self.functions(conversation)]
 
     def _turn(self, role: str, content: str) -> list[str | Special]:
         return [Special("<|im_start|>"), f"{role}\n", content, Special("<|im_end|>"), "\n"]
@@ -200,19 +188,15 @@ class Hermes(Format):
                 m.give_back(sink, space)
 
 
-def _definitions(conversation: Conversation) -> list[dict[str, Any]]:
-    definitions = [dict(function.definition) for function in conversation.functions]
-    return [*definitions, _CODE_FUNCTION] if conversation.code_interpreter else definitions
-
-
-def _arguments(call: Call) -> str:
-    return python_json(call.arguments) if call.name == PYTHON else call.arguments or "{}"
+def _json(call: Call) -> str:
+    return json_arguments(call) or "{}"
 
 
 def _answer(message: Message) -> str:
     """An assistant turn: its text, then its calls with their arguments as they came."""
     calls = [
-        f'{_CALL}\n{{"name": {json.dumps(c.name)}, "arguments": {_arguments(c)}}}\n{_CALL_END}' for c in message.calls
+        f'{_CALL}\n{{"name": {json.dumps(call.name)}, "arguments": {_json(call)}}}\n{_CALL_END}'
+        for call in message.calls
     ]
     return "\n".join([message.content, *calls] if message.content else calls)
 
@@ -224,8 +208,12 @@ def _message(message: Message, aside: Callable[[str], str]) -> dict[str, Any]:
         turn["reasoning_content"] = aside(message.reasoning)
     if message.calls:
         turn["tool_calls"] = [
-            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _object(aside(_arguments(c)))}}
-            for c in message.calls
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _object(aside(_json(call)))},
+            }
+            for call in message.calls
         ]
     if message.role == "tool":
         turn |= {"name": message.name, "tool_call_id": message.call_id}

@@ -35,7 +35,7 @@ class Machine(Scanner):
     ) -> None:
         super().__init__()
         self.alphabet = alphabet
-        self.names = names
+        self.recipients = names if python is None else (*names, PYTHON)
         self.calls = calls
         self.python = python
         self._events: list[Event] = []
@@ -44,6 +44,7 @@ class Machine(Scanner):
         self._start = 0
         self._next = 0
         self._call = -1
+        self._name = ""
         self._argued = False
         self._reading: Generator[None, None, None] | None = None
 
@@ -95,6 +96,7 @@ class Machine(Scanner):
         """Open a call: its name is sure."""
         self._flush()
         self._call += 1
+        self._name = name
         self._argued = False
         self._events.append(CallStart(self._call, name))
 
@@ -145,7 +147,15 @@ class Machine(Scanner):
         return name == PYTHON and self.python is not None
 
     def copy_object(self) -> Reading[bool]:
-        """Copy a JSON object as the arguments of the open call, and end the call at its closing brace."""
+        """Copy a JSON object as the arguments of the open call, and end the call at its closing brace.
+
+        Code that is wanted raw is taken out of {"code": "..."}.
+        """
+        if self.python == "raw" and self.offers_code(self._name):
+            return (yield from self._copy_code_object())
+        return (yield from self._copy_whole_object())
+
+    def _copy_whole_object(self) -> Reading[bool]:
         whole = yield from self.copy_json(self.arguments)
         if whole:
             self.call_end()
@@ -186,14 +196,14 @@ class Machine(Scanner):
             self.call_end()
         return end
 
-    def copy_code_object(self) -> Reading[bool]:
-        """Copy the code inside {"code": "..."} as raw code, and end the call; other JSON goes out as it stands."""
+    def _copy_code_object(self) -> Reading[bool]:
+        """The code inside {"code": "..."}; any other object goes out as it stands."""
         head = ""
         for literal in ("{", '"code"', ":", '"'):
             head += yield from self.read_space()
             if not (yield from self.choose(literal)):
                 self._unread(head)
-                return (yield from self.copy_object()) if head.startswith("{") else False
+                return (yield from self._copy_whole_object()) if head.startswith("{") else False
             head += literal
         if not (yield from self.copy_string(self.arguments)):
             return False
