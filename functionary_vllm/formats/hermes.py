@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from functionary_vllm.conversation import Conversation, Message
+from functionary_vllm.conversation import Call, Conversation, Message
 from functionary_vllm.formats import constraint as rule
 from functionary_vllm.formats.base import Format, Prompt, Special, json_arguments, specials
 from functionary_vllm.formats.constraint import Element
