@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from functionary_vllm.models import ensure_builtin
 from tests.real_tokenizers import load_tokenizer
+
+# In CI the same examples every time: chance finds bugs in runs that somebody reads.
+settings.register_profile("ci", derandomize=True, database=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")
