@@ -66,3 +66,7 @@ def fail(error: Exception, status: int = 2) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+elif __name__ == "__mp_main__":  # in a child process of vLLM
+    from functionary_vllm.engine.startup import end_with_parent
+
+    end_with_parent()

@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ def serving(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     process = subprocess.Popen(
         command(*flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
     )
-    watchdog = threading.Timer(60, process.kill)
+    watchdog = threading.Timer(180, process.kill)
     watchdog.start()
     try:
         assert process.stdout
@@ -61,7 +63,7 @@ def serving(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         yield process, printed
     finally:
         watchdog.cancel()
-        process.kill()
+        process.terminate()
         process.communicate()
 
 
@@ -162,3 +164,42 @@ def test_help_needs_no_engine() -> None:
     result = ended("--help")
     assert result.returncode == 0
     assert "--recordings" in result.stdout
+
+
+def children(pid: int) -> list[int]:
+    """Processes whose parent is `pid`, as Linux lists them."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_real_engine_answers_and_leaves_no_process_behind(builtin_model: Path, number: int) -> None:
+    with serving("--port", "0") as (process, printed):
+        assert "importing vLLM" in printed
+        base, body = pasted(printed)
+        answer = httpx.post(f"{base}/v1/chat/completions", json={**body, "max_tokens": 64}, timeout=120).json()
+        assert "choices" in answer, answer
+        assert json.loads(answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"])
+        assert answer["model"] == "smollm2-135m-instruct"
+        metrics = httpx.get(f"{base}/metrics").text
+        assert 'vllm:generation_tokens_total{engine="0",model_name="smollm2-135m-instruct"}' in metrics
+        started = children(process.pid)
+        assert started
+        process.send_signal(number)
+        rest, _ = process.communicate(timeout=60)
+        assert process.returncode == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+        assert "Traceback" not in rest
+        deadline = time.monotonic() + 60
+        while any(is_running(pid) for pid in started):  # an orphan takes its time to come apart
+            assert time.monotonic() < deadline, started
+            time.sleep(0.1)

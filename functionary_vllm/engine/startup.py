@@ -7,7 +7,9 @@ already set is left alone. Refuses to know Settings and HTTP.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,6 +23,8 @@ _REPORT_EVERY_S = 5.0
 
 # No usage statistics leave this machine.
 _PRIVATE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+# As the `vllm serve` command does; a forked child would share this process's threads and locks.
+_SPAWNED = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 # What is told at every start, and to nobody's use, is kept from a person who did not ask for it.
 _QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
@@ -71,13 +75,20 @@ class Progress:
 
 def prepare_environment(model: str, *, verbose: bool) -> None:
     """Set what vLLM and the Hugging Face hub read while they are imported."""
-    wanted = dict(_PRIVATE)
+    wanted = _PRIVATE | _SPAWNED
     if not verbose:
         wanted |= _QUIET
     if Path(model).is_dir():
         wanted["HF_HUB_OFFLINE"] = "1"  # a local folder is asked for nothing that is not in it
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+
+
+def end_with_parent() -> None:
+    """For a child process: be told to end when the parent does, however it ended. Does nothing outside Linux."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # prctl(2)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def start_vllm(model: str, argv: Sequence[str], *, verbose: bool = False) -> Engine:

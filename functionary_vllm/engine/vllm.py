@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from transformers import PretrainedConfig
@@ -70,6 +71,14 @@ def _check_nesting(schema: Any) -> None:
 # ------------------------------------------------------------------------------------------------ engine
 
 
+@dataclass(slots=True)
+class _Run:
+    """A request under way: vLLM's request id of each choice, and the choices that were stopped."""
+
+    engine_ids: list[str]
+    stopped: set[int] = field(default_factory=set)
+
+
 class VllmEngine:
     """An Engine over AsyncLLM. `lora_requests` are the adapters a Generation may name as its model."""
 
@@ -81,55 +90,51 @@ class VllmEngine:
         self._lora_requests = dict(lora_requests or {})
         # What the model's generation_config.json says of temperature and the like; a request's own value wins.
         self._defaults: dict[str, Any] = llm.model_config.get_diff_sampling_param()
-        self._live: dict[str, dict[int, str]] = {}  # request -> its unfinished choices -> vLLM's request id
+        self._runs: dict[str, _Run] = {}
         self._aborts: set[asyncio.Future[None]] = set()
         self._closed = False
 
     def generate(self, request: Generation) -> AsyncGenerator[Step, None]:
         count = request.sampling.n
         if count == 1:
-            return self._generate_choice(request, 0, {0: request.id})
-        return self._generate_choices(request, {choice: f"{request.id}-{choice}" for choice in range(count)})
+            return self._generate_choice(request, 0, _Run([request.id]))
+        return self._generate_choices(request, _Run([f"{request.id}-{choice}" for choice in range(count)]))
 
-    async def _generate_choice(
-        self, request: Generation, choice: int, live: dict[int, str]
-    ) -> AsyncGenerator[Step, None]:
-        self._live[request.id] = live
-        engine_id = live.get(choice)
+    async def _generate_choice(self, request: Generation, choice: int, run: _Run) -> AsyncGenerator[Step, None]:
+        self._runs[request.id] = run
+        engine_id = run.engine_ids[choice]
         outputs: AsyncGenerator[Any, None] | None = None
-        finished = engine_id is None  # stopped before it began
+        finished = False
         try:
-            if engine_id is not None:
-                outputs = self._llm.generate(
-                    tokens_input(list(request.prompt_ids)),
-                    self._sampling_params(request, choice),
-                    engine_id,
-                    lora_request=self._lora_requests.get(request.model) if request.model else None,
-                    priority=request.priority,
-                )
-                async for output in outputs:
-                    finished = output.finished
-                    if choice not in live:
-                        return
-                    yield _step(choice, output, request.sampling.logprobs)
+            outputs = self._llm.generate(
+                tokens_input(list(request.prompt_ids)),
+                self._sampling_params(request, choice),
+                engine_id,
+                lora_request=self._lora_requests.get(request.model) if request.model else None,
+                priority=request.priority,
+            )
+            async for output in outputs:
+                finished = output.finished
+                if choice in run.stopped:
+                    return
+                yield _step(choice, output, request.sampling.logprobs)
         except _VLLM_ERRORS as error:
             finished = True
             raise _translate(error) from error
         finally:
-            live.pop(choice, None)
-            if not live:
-                self._live.pop(request.id, None)
-            if not finished and engine_id is not None:
-                await self._abort(engine_id)
+            if len(run.engine_ids) == 1:
+                self._runs.pop(request.id, None)
             if outputs is not None:
+                if not finished:
+                    await self._abort(engine_id)
                 await outputs.aclose()
 
-    async def _generate_choices(self, request: Generation, live: dict[int, str]) -> AsyncGenerator[Step, None]:
+    async def _generate_choices(self, request: Generation, run: _Run) -> AsyncGenerator[Step, None]:
         """One task a choice; each puts its Steps into the queue, and its number when it has ended."""
         queue: asyncio.Queue[Step | int] = asyncio.Queue()
 
         async def pump(choice: int) -> None:
-            steps = self._generate_choice(request, choice, live)
+            steps = self._generate_choice(request, choice, run)
             try:
                 async for step in steps:
                     queue.put_nowait(step)
@@ -137,7 +142,7 @@ class VllmEngine:
                 queue.put_nowait(choice)
                 await steps.aclose()
 
-        tasks = [asyncio.create_task(pump(choice)) for choice in live]
+        tasks = [asyncio.create_task(pump(choice)) for choice in range(request.sampling.n)]
         try:
             left = len(tasks)
             while left:
@@ -145,13 +150,13 @@ class VllmEngine:
                 if isinstance(item, int):
                     left -= 1
                     await tasks[item]  # raises what the choice ended with
-                else:
+                elif item.choice not in run.stopped:  # it may have run ahead of the reader
                     yield item
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._live.pop(request.id, None)
+            self._runs.pop(request.id, None)
 
     def _sampling_params(self, request: Generation, choice: int) -> SamplingParams:
         asked = request.sampling
@@ -179,9 +184,10 @@ class VllmEngine:
         )
 
     async def stop(self, request_id: str, choice: int) -> None:
-        engine_id = self._live.get(request_id, {}).pop(choice, None)
-        if engine_id is not None:
-            await self._abort(engine_id)
+        run = self._runs.get(request_id)
+        if run is not None and choice not in run.stopped:
+            run.stopped.add(choice)
+            await self._abort(run.engine_ids[choice])
 
     async def _abort(self, engine_id: str) -> None:
         # A task of its own: whoever leaves is often being cancelled, and the engine has to hear of it all the same.
@@ -195,7 +201,10 @@ class VllmEngine:
         return len(self._llm.output_processor.request_states)
 
     def check_schema(self, schema: Mapping[str, Any] | bool) -> None:
-        check_schema(schema, has_xgrammar_unsupported_json_features, _check_nesting)
+        try:
+            check_schema(schema, has_xgrammar_unsupported_json_features, _check_nesting)
+        except _REFUSED as error:
+            raise ValueError(str(error)) from None
 
     async def check_health(self) -> None:
         if self._closed:

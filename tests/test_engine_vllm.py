@@ -1,0 +1,462 @@
+"""engine/vllm.py: first against a stand-in for AsyncLLM, then, marked `engine`, on the built-in model."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import re
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import prometheus_client
+import pytest
+
+from functionary_vllm.engine.base import Engine, Generation, Sampling, Step
+from functionary_vllm.engine.startup import StartError, start_vllm
+from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # vLLM and torch warn of their own deprecations while they are imported
+    pytest.importorskip("vllm", reason="vLLM is not installed: only the replay engine can be tested")
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    from functionary_vllm.engine.vllm import VllmEngine
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_environment() -> Iterator[None]:
+    """Starting vLLM sets variables for it and its children; the tests of other modules should not see them."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+class FakeLLM:
+    """What VllmEngine uses of AsyncLLM: each request yields one token after another, or raises `error`."""
+
+    def __init__(self, tokens: int = 3, error: Exception | None = None, defaults: dict[str, Any] | None = None) -> None:
+        self.model_config = SimpleNamespace(
+            max_model_len=100, get_vocab_size=lambda: 50, get_diff_sampling_param=lambda: defaults or {}
+        )
+        self.tokens = tokens
+        self.error = error
+        self.asked: dict[str, Any] = {}
+        self.aborted: list[str] = []
+        self.shutdowns = 0
+
+    def get_tokenizer(self) -> Any:
+        return "tokenizer"
+
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, lora_request: Any = None, priority: int = 0
+    ) -> AsyncGenerator[Any, None]:
+        self.asked[request_id] = SimpleNamespace(prompt=prompt, params=params, lora=lora_request, priority=priority)
+        for position in range(self.tokens):
+            await asyncio.sleep(0)
+            if request_id in self.aborted:
+                yield output([], "abort")
+                return
+            if self.error is not None and position:
+                raise self.error
+            yield output([position], "length" if position == self.tokens - 1 else None)
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+
+    async def check_health(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.shutdowns += 1
+
+
+def output(token_ids: list[int], finish: str | None, logprobs: Any = None) -> Any:
+    completion = SimpleNamespace(token_ids=token_ids, finish_reason=finish, logprobs=logprobs)
+    return SimpleNamespace(outputs=[completion], finished=finish is not None, num_cached_tokens=2)
+
+
+def generation(**fields: Any) -> Generation:
+    own = {name: fields.pop(name) for name in ("constraint", "model", "priority", "stop_token_ids") if name in fields}
+    return Generation("r", [7, 8], Sampling(**fields), **own)
+
+
+async def collect(steps: AsyncIterator[Step]) -> list[Step]:
+    return [step async for step in steps]
+
+
+def fake(**fields: Any) -> tuple[VllmEngine, FakeLLM]:
+    llm = FakeLLM(**fields)
+    return VllmEngine(llm, {"adapter": "lora"}), llm  # type: ignore[arg-type, dict-item]
+
+
+async def test_steps_are_deltas_of_token_ids() -> None:
+    engine, llm = fake()
+    protocol: Engine = engine
+    steps = await collect(protocol.generate(generation()))
+    assert steps == [Step(0, [0], None, None, 2), Step(0, [1], None, None, 2), Step(0, [2], "length", None, 2)]
+    assert llm.asked["r"].prompt["prompt_token_ids"] == [7, 8]
+    assert llm.aborted == []
+
+
+async def test_vllm_is_told_what_was_asked() -> None:
+    engine, llm = fake(defaults={"temperature": 0.6, "top_p": 0.9})
+    asked = generation(
+        temperature=0.1,
+        top_k=3,
+        min_p=0.2,
+        presence_penalty=0.3,
+        frequency_penalty=0.4,
+        repetition_penalty=1.5,
+        logit_bias={4: 2.0},
+        seed=9,
+        logprobs=2,
+        max_tokens=11,
+        ignore_eos=True,
+        stop_token_ids=(5,),
+        constraint='{"type": "structural_tag"}',
+        model="adapter",
+        priority=3,
+    )
+    llm.tokens = 0
+    await collect(engine.generate(asked))
+    request = llm.asked["r"]
+    params = request.params
+    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.1, 0.9, 3, 0.2)
+    assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0.3, 0.4, 1.5)
+    assert (params.logit_bias, params.seed, params.logprobs, params.max_tokens) == ({4: 2.0}, 9, 2, 11)
+    assert params.ignore_eos is True
+    assert params.stop_token_ids == [5]
+    assert params.structured_outputs.structural_tag == '{"type": "structural_tag"}'
+    assert params.detokenize is False
+    assert (request.lora, request.priority) == ("lora", 3)
+
+
+async def test_without_max_tokens_as_many_as_fit() -> None:
+    engine, llm = fake(tokens=0)
+    await collect(engine.generate(generation()))
+    assert llm.asked["r"].params.max_tokens is None
+
+
+async def test_each_choice_is_a_request_with_a_seed_of_its_own() -> None:
+    engine, llm = fake()
+    steps = await collect(engine.generate(generation(n=3, seed=5)))
+    assert {name: request.params.seed for name, request in llm.asked.items()} == {"r-0": 5, "r-1": 6, "r-2": 7}
+    for choice in range(3):
+        own = [step for step in steps if step.choice == choice]
+        assert [list(step.token_ids) for step in own] == [[0], [1], [2]]
+        assert own[-1].finish == "length"
+    assert llm.aborted == []
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_leaving_aborts_every_choice(count: int) -> None:
+    engine, llm = fake(tokens=50)
+    steps = engine.generate(generation(n=count))
+    await anext(steps)
+    await steps.aclose()
+    assert sorted(set(llm.aborted)) == (["r"] if count == 1 else ["r-0", "r-1"])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_cancelling_aborts_every_choice(count: int) -> None:
+    engine, llm = fake(tokens=10**9)
+    reader = asyncio.create_task(collect(engine.generate(generation(n=count))))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert sorted(set(llm.aborted)) == (["r"] if count == 1 else ["r-0", "r-1"])
+
+
+async def test_stop_ends_one_choice_without_a_word() -> None:
+    engine, llm = fake(tokens=6)
+    seen: list[tuple[int, str | None]] = []
+    async for step in engine.generate(generation(n=2)):
+        if not any(choice == 1 for choice, _ in seen) and step.choice == 1:
+            await engine.stop("r", 1)
+        seen.append((step.choice, step.finish))
+    assert [entry for entry in seen if entry[0] == 1] == [(1, None)]
+    assert seen[-1] == (0, "length")
+    assert set(llm.aborted) == {"r-1"}
+    await engine.stop("r", 0)  # over: ignored
+    assert set(llm.aborted) == {"r-1"}
+
+
+async def test_a_choice_that_ran_ahead_is_stopped_as_well() -> None:
+    engine, _ = fake(tokens=6)
+    seen = []
+    async for step in engine.generate(generation(n=2)):
+        seen.append(step.choice)
+        await asyncio.sleep(0.01)  # meanwhile both choices end and wait in the queue
+        await engine.stop("r", 1)
+    assert seen in ([0] * 6, [1] + [0] * 6)
+
+
+async def test_stop_of_the_only_choice_ends_the_iterator() -> None:
+    engine, llm = fake(tokens=6)
+    steps = []
+    async for step in engine.generate(generation()):
+        steps.append(step)
+        await engine.stop("r", 0)
+    assert len(steps) == 1
+    assert set(llm.aborted) == {"r"}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (VLLMValidationError("too hot", parameter="temperature", value=9), InvalidRequest),
+        (ValueError("too hot"), InvalidRequest),
+        (EngineGenerateError(), EngineFailure),
+        (EngineDeadError(), EngineUnavailable),
+    ],
+)
+async def test_errors_become_ours(error: Exception, expected: type[ApiError], count: int) -> None:
+    engine, _ = fake(error=error)
+    with pytest.raises(expected) as caught:
+        await collect(engine.generate(generation(n=count)))
+    if expected is InvalidRequest:
+        assert caught.value.message == "too hot"
+
+
+async def test_the_cause_of_a_failed_generation_decides() -> None:
+    wrapped = EngineGenerateError()
+    wrapped.__cause__ = ValueError("not like this")
+    with pytest.raises(InvalidRequest, match="not like this"):
+        await collect(fake(error=wrapped)[0].generate(generation()))
+    wrapped = EngineGenerateError()
+    wrapped.__cause__ = KeyError("inside")
+    with pytest.raises(EngineFailure, match="KeyError"):
+        await collect(fake(error=wrapped)[0].generate(generation()))
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, -(2**63) - 1, 2**80])
+async def test_a_seed_that_does_not_fit_is_refused(seed: int) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await collect(fake()[0].generate(generation(seed=seed)))
+    assert caught.value.param == "seed"
+
+
+async def test_parameters_vllm_refuses_are_the_clients_error() -> None:
+    with pytest.raises(InvalidRequest, match="temperature"):
+        await collect(fake()[0].generate(generation(temperature=-1.0)))
+
+
+async def test_logprobs_are_exactly_as_many_as_asked() -> None:
+    def entry(value: float) -> Any:
+        return SimpleNamespace(logprob=value)
+
+    class WithLogprobs(FakeLLM):
+        async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+            # vLLM's order: the sampled token, then the most likely; the sampled one may be among them or beyond.
+            positions = [{3: entry(-9.0), 1: entry(-0.5), 2: entry(-1.0)}, {1: entry(-0.1), 4: entry(float("-inf"))}]
+            yield output([3, 1], "stop", positions)
+
+    engine = VllmEngine(WithLogprobs())  # type: ignore[arg-type]
+    [step] = await collect(engine.generate(generation(logprobs=2)))
+    first, second = step.logprobs or ()
+    assert (first.token_id, first.logprob, first.top) == (3, -9.0, ((1, -0.5), (2, -1.0)))
+    assert (second.token_id, second.logprob, second.top) == (1, -0.1, ((1, -0.1), (4, -9999.0)))
+    [step] = await collect(engine.generate(generation(logprobs=0)))
+    assert [entry.top for entry in step.logprobs or ()] == [(), ()]
+
+
+async def test_an_error_at_the_end_of_a_request_is_a_failure() -> None:
+    class Failing(FakeLLM):
+        async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+            yield output([], "error")
+
+    with pytest.raises(EngineFailure):
+        await collect(VllmEngine(Failing()).generate(generation()))  # type: ignore[arg-type]
+
+
+async def test_health_follows_the_engine_and_ends_with_close() -> None:
+    engine, llm = fake()
+    await engine.check_health()
+    llm.error = EngineDeadError()
+    with pytest.raises(EngineUnavailable):
+        await engine.check_health()
+    await engine.close()
+    await engine.close()
+    assert llm.shutdowns == 1
+    with pytest.raises(EngineUnavailable, match="closed"):
+        await engine.check_health()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        True,
+        {},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}},
+        {"anyOf": [{"type": "null"}, {"enum": ["x", 1]}]},
+    ],
+)
+def test_schemas_that_can_be_enforced(schema: Any) -> None:
+    fake()[0].check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        (False, "$: "),
+        ({"type": "object", "properties": {"n": {"type": "integer", "multipleOf": 5}}}, "$.properties.n: "),
+        ({"type": "array", "items": {"type": "array", "uniqueItems": True}}, "$.items: "),
+        ({"anyOf": [{"type": "null"}, {"type": "string", "format": "color"}]}, "$.anyOf[1]: "),
+        ({"type": "object", "properties": {"a": {"type": "banana"}}}, "$.properties.a: "),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}, "$: "),
+        ({"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}, "$.properties.a: "),
+    ],
+)
+def test_schemas_that_cannot_name_their_place(schema: Any, place: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(place)}"):
+        fake()[0].check_schema(schema)
+
+
+def test_a_bottomless_schema_is_refused() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(2000):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        fake()[0].check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--no-such-flag", "1"], "neither a flag of ours nor of vLLM: --no-such-flag 1"),
+        (["--max-model-len", "many"], "--max-model-len"),
+        (["--max-model-len", "999999999"], "max_model_len"),
+    ],
+)
+def test_flags_vllm_refuses_are_one_line(builtin_model: Path, flags: list[str], message: str) -> None:
+    with pytest.raises(StartError) as caught:
+        start_vllm(str(builtin_model), flags)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.status == 2
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StartError) as caught:
+        start_vllm(str(tmp_path), [])
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------- the real engine
+
+
+@pytest.fixture(scope="module")
+def real(builtin_model: Path) -> Any:
+    """One engine and one event loop for the tests below: an AsyncLLM stays with the loop it first ran in."""
+    engine = start_vllm(str(builtin_model), ["--max-model-len", "2048"])
+    with asyncio.Runner() as runner:
+        shared = SimpleNamespace(engine=engine, run=runner.run, prompt=prompt_of(engine))
+        yield shared
+        runner.run(engine.close())
+    # vLLM leaves its ZeroMQ context to the collector; it should come while that is no error.
+    del engine, shared.engine
+    gc.collect()
+
+
+def prompt_of(engine: Engine) -> list[int]:
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    return list(engine.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+def asking(real: Any, name: str, **fields: Any) -> Generation:
+    constraint = fields.pop("constraint", None)
+    return Generation(name, real.prompt, Sampling(**{"temperature": 0.0, **fields}), constraint=constraint)
+
+
+def tokens(steps: list[Step], choice: int = 0) -> list[int]:
+    return [token_id for step in steps if step.choice == choice for token_id in step.token_ids]
+
+
+@pytest.mark.engine
+def test_real_generation_is_cut_and_repeats_itself(real: Any) -> None:
+    first = real.run(collect(real.engine.generate(asking(real, "a", max_tokens=8))))
+    again = real.run(collect(real.engine.generate(asking(real, "b", max_tokens=8))))
+    assert len(tokens(first)) == 8
+    assert first[-1].finish == "length"
+    assert tokens(first) == tokens(again)
+    assert real.engine.max_model_len == 2048
+
+
+@pytest.mark.engine
+def test_real_constraint_without_detokenizing(real: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    content = {"type": "json_schema", "json_schema": schema}
+    tag = {"type": "structural_tag", "format": {"type": "tag", "begin": "<call>", "content": content, "end": "</call>"}}
+    steps = real.run(collect(real.engine.generate(asking(real, "tag", max_tokens=80, constraint=json.dumps(tag)))))
+    text = real.engine.tokenizer.decode(tokens(steps), skip_special_tokens=True)
+    assert text.startswith("<call>")
+    assert list(json.loads(text.removeprefix("<call>").removesuffix("</call>"))) == ["city"]
+    assert steps[-1].finish == "stop"
+
+
+@pytest.mark.engine
+def test_real_choices_logprobs_and_seeds(real: Any) -> None:
+    asked = {"temperature": 1.0, "seed": 3, "max_tokens": 6, "logprobs": 2}
+    steps = real.run(collect(real.engine.generate(asking(real, "n", n=2, **asked))))
+    alone = real.run(collect(real.engine.generate(asking(real, "one", **{**asked, "seed": 4}))))
+    assert tokens(steps, 1) == tokens(alone)
+    for step in steps:
+        assert [entry.token_id for entry in step.logprobs or ()] == list(step.token_ids)
+        for entry in step.logprobs or ():
+            values = [value for _, value in entry.top]
+            assert len(values) == 2
+            assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.engine
+def test_real_refusals_leave_the_engine_in_health(real: Any) -> None:
+    for fields in ({"temperature": 9.0}, {"logprobs": 50}, {"max_tokens": 0}, {"constraint": "{}"}):
+        with pytest.raises(InvalidRequest):
+            real.run(collect(real.engine.generate(asking(real, "no", **fields))))
+    with pytest.raises(InvalidRequest, match="out of vocabulary"):
+        real.run(collect(real.engine.generate(Generation("no", [10**6], Sampling()))))
+    real.run(real.engine.check_health())
+    assert real.engine.unfinished() == 0
+
+
+@pytest.mark.engine
+def test_real_leaving_and_stopping_free_the_engine(real: Any) -> None:
+    async def leave_and_stop() -> list[Step]:
+        left = real.engine.generate(asking(real, "left", n=2, max_tokens=1500, ignore_eos=True))
+        await anext(left)
+        await left.aclose()
+        seen = []
+        async for step in real.engine.generate(asking(real, "stopped", n=2, max_tokens=12, ignore_eos=True)):
+            if step.choice == 1:
+                await real.engine.stop("stopped", 1)
+            seen.append(step)
+        return seen
+
+    seen = real.run(leave_and_stop())
+    assert len(tokens(seen, 0)) == 12
+    assert len([step for step in seen if step.choice == 1]) == 1
+    assert real.engine.unfinished() == 0
+    # 12 steps later vLLM's own count of what runs in the engine process has followed.
+    running = prometheus_client.REGISTRY.get_sample_value(
+        "vllm:num_requests_running", {"engine": "0", "model_name": str(real.engine._llm.model_config.served_model_name)}
+    )
+    assert running == 0
