@@ -265,6 +265,6 @@ class _Markers:
         return len(text)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def _markers(markers: tuple[str, ...]) -> _Markers:
     return _Markers(markers)
