@@ -9,16 +9,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, Protocol
 
-from functionary_vllm.detokenizer import Detokenizer, StopStrings
+from functionary_vllm.detokenizer import Alphabet, Detokenizer, StopStrings
 from functionary_vllm.events import CallArguments, CallEnd, Event, Text
 from functionary_vllm.formats.machine import Machine
-
-if TYPE_CHECKING:
-    from functionary_vllm.formats.base import Format
+from functionary_vllm.formats.scanner import Reading
 
 PythonArguments = Literal["json", "raw"]
+
+
+class Readable(Protocol):
+    """What a decoder needs of a format."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def alphabet(self) -> Alphabet: ...
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+    def grammar(self, m: Machine) -> Reading[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +45,7 @@ class Decoder:
 
     def __init__(
         self,
-        fmt: Format,
+        fmt: Readable,
         offered: Offered,
         opened: str = "",
         *,
