@@ -19,8 +19,9 @@ from functionary_vllm.conversation import Conversation
 from functionary_vllm.engine.base import Engine, Generation, Sampling, Step, TokenLogprob
 from functionary_vllm.errors import ContextLengthExceeded
 from functionary_vllm.events import Event, Finish, FinishReason, Text
-from functionary_vllm.formats.base import Format, Prompt
+from functionary_vllm.formats.base import Format
 from functionary_vllm.formats.decoder import Decoder, Offered, PythonArguments
+from functionary_vllm.formats.prompt import Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from functionary_vllm.conversation import AUTO, Call, Choice, Conversation, Func
 from functionary_vllm.detokenizer import ADDED
 from functionary_vllm.events import CallArguments, CallEnd, CallStart, Event, Reasoning, Text, merge
 from functionary_vllm.formats import get_format, list_formats
-from functionary_vllm.formats.base import Format, Prompt
+from functionary_vllm.formats.base import Format
 from functionary_vllm.formats.decoder import Decoder, Offered
+from functionary_vllm.formats.prompt import Prompt
 
 # Names that begin one another, and one that is a word of the formats.
 NAMES = ("get", "get_weather", "get_weather_now", "text")

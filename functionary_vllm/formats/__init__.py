@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from functionary_vllm.formats.base import Format, Prompt, Special
+from functionary_vllm.formats.base import Format
 from functionary_vllm.formats.decoder import Decoder
 from functionary_vllm.formats.functionary_v0 import FunctionaryV0
 from functionary_vllm.formats.functionary_v1 import FunctionaryV1
@@ -19,6 +19,7 @@ from functionary_vllm.formats.functionary_v25 import FunctionaryV25
 from functionary_vllm.formats.functionary_v31 import FunctionaryV31
 from functionary_vllm.formats.functionary_v32 import FunctionaryV32
 from functionary_vllm.formats.hermes import Hermes
+from functionary_vllm.formats.prompt import Prompt, Special
 
 __all__ = [
     "Decoder",

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
-
-from tokenizers import Tokenizer
 
 from functionary_vllm.conversation import PYTHON, Call, Conversation, Function, python_json
 from functionary_vllm.detokenizer import Alphabet
@@ -23,6 +20,7 @@ from functionary_vllm.formats import constraint as rule
 from functionary_vllm.formats.constraint import Element
 from functionary_vllm.formats.decoder import Decoder, Offered, PythonArguments
 from functionary_vllm.formats.machine import Machine
+from functionary_vllm.formats.prompt import Prompt, Special
 from functionary_vllm.formats.scanner import Reading
 
 # What a format without a form of its own for code is told of the code interpreter (upstream's words for Qwen2.5).
@@ -42,92 +40,9 @@ CODE_FUNCTION = Function(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Special:
-    """A special token in a prompt, by its text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What the model is given.
-
-    `parts` keep the format's special tokens apart from text, so that text can never forge one. `opened` is the end of
-    the prompt that already belongs to the answer. `stop` are the tokens that end a turn. `joined` is false where the
-    model was trained on parts tokenised one by one.
-    """
-
-    parts: tuple[str | Special, ...]
-    opened: str = ""
-    stop: tuple[str, ...] = ()
-    joined: bool = True
-
-    @property
-    def text(self) -> str:
-        return "".join(part if isinstance(part, str) else part.text for part in self.parts)
-
-    def token_ids(self, tokenizer: Any) -> list[int]:
-        """Ids for the engine. Special tokens that occur in text parts are taken as ordinary characters."""
-        encoder = _encoder(tokenizer)
-        if self.joined and not any(encoder.specials.search(p) for p in self.parts if isinstance(p, str)):
-            return encoder.encode(self.text)
-        ids: list[int] = []
-        for part in join(self.parts) if self.joined else self.parts:
-            ids += encoder.encode(part.text) if isinstance(part, Special) else encoder.encode_literally(part)
-        return ids
-
-
-def join(parts: Iterable[str | Special]) -> list[str | Special]:
-    """Parts with neighbouring texts joined, as a tokenizer has to see them."""
-    joined: list[str | Special] = []
-    for part in parts:
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return joined
-
-
 def json_arguments(call: Call) -> str:
     """The arguments of a call in the history, where the code interpreter is called with an object too."""
     return python_json(call.arguments) if call.name == PYTHON else call.arguments
-
-
-class _Encoder:
-    """Text to ids, for any thread: whether special tokens are read is a switch on the tokenizer, so there are two."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer: Tokenizer = tokenizer.backend_tokenizer
-        self.specials = specials(tokenizer)
-
-    def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def encode_literally(self, text: str) -> list[int]:
-        if not self.specials.search(text):
-            return self.encode(text)
-        return list(self._literal.encode(text, add_special_tokens=False).ids)
-
-    @cached_property
-    def _literal(self) -> Tokenizer:
-        copy = Tokenizer.from_str(self._tokenizer.to_str())
-        copy.encode_special_tokens = True
-        return copy
-
-
-_encoders: WeakKeyDictionary[Any, _Encoder] = WeakKeyDictionary()
-
-
-def _encoder(tokenizer: Any) -> _Encoder:
-    encoder = _encoders.get(tokenizer)
-    return encoder if encoder is not None else _encoders.setdefault(tokenizer, _Encoder(tokenizer))
-
-
-def specials(tokenizer: Any) -> re.Pattern[str]:
-    """Finds the texts of the tokenizer's special tokens."""
-    texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +59,9 @@ class Format(ABC):
     """One prompt and output format, bound to a tokenizer (None: rendering and text only).
 
     `markers` are the texts that the format reads as tokens where the tokenizer has them, `stop` the tokens that end
-    an answer. A call is written `call_open(name)`, arguments, `call_close`; `text_open` and `call_separator` stand
-    before an answer's text and between its calls. `render`, `grammar` and `constraint` all rest on these.
+    an answer. A call is written `call_open(name)`, arguments, `call_close`; every call starts with `call_begin`, and
+    `text_open` and `call_separator` stand before an answer's text and between its calls. `render`, `grammar` and
+    `constraint` all rest on these.
     """
 
     name: ClassVar[str]
@@ -153,6 +69,7 @@ class Format(ABC):
     markers: ClassVar[tuple[str, ...]] = ()
     stop: ClassVar[tuple[str, ...]] = ()
     text_open: ClassVar[str] = ""
+    call_begin: ClassVar[str] = ""
     call_close: ClassVar[str] = ""
     call_separator: ClassVar[str] = ""
     parallel: ClassVar[bool] = True  # whether one answer can hold several calls
@@ -186,8 +103,18 @@ class Format(ABC):
         """What stands before the arguments of a call."""
 
     def opened(self, conversation: Conversation) -> str:
-        """What the prompt already says of the answer: a forced call is begun there."""
-        return ""
+        """What the prompt already says of the answer: a forced call, or a text where no call may be, is begun there."""
+        choice, code = conversation.choice, conversation.code_interpreter
+        match choice.mode:
+            case "auto":
+                return ""
+            case "none":
+                return self.text_open
+            case "required":
+                # Code may begin otherwise than a call; then nothing is sure yet.
+                return self.call_begin if not code or self.code_open().startswith(self.call_begin) else ""
+            case "named":
+                return self.code_open() if choice.name == PYTHON and code else self.call_open(choice.name or "")
 
     def code_open(self) -> str:
         """What stands before the code of a call of the code interpreter."""

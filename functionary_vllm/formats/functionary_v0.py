@@ -8,8 +8,9 @@ user's turn.
 from __future__ import annotations
 
 from functionary_vllm.conversation import Conversation, Message
-from functionary_vllm.formats.base import Format, Prompt, Special, json_arguments
+from functionary_vllm.formats.base import Format, json_arguments
 from functionary_vllm.formats.machine import Machine
+from functionary_vllm.formats.prompt import Prompt, Special
 from functionary_vllm.formats.scanner import Reading
 from functionary_vllm.schema import typescript_v0
 
@@ -28,24 +29,13 @@ class FunctionaryV0(Format):
     text_open = ":\n"
     parallel = False
     raw_code = False
+    call_begin = " to=functions."
 
     def call_open(self, name: str) -> str:
         return f" to=functions.{name}:\n"
 
     def call_after_text(self, name: str, call_open: str) -> str:
         return f"\nassistant{call_open}"
-
-    def opened(self, conversation: Conversation) -> str:
-        choice = conversation.choice
-        match choice.mode:
-            case "none":
-                return self.text_open
-            case "required":
-                return " to=functions."
-            case "named":
-                return self.call_open(choice.name or "")
-            case "auto":
-                return ""
 
     def render(self, conversation: Conversation) -> Prompt:
         parts: list[str | Special] = []

@@ -7,9 +7,10 @@ Facts: MeetKai/functionary bfc65f4 and 3a74324. An answer continues `assistant:`
 from __future__ import annotations
 
 from functionary_vllm.conversation import Conversation, Message
-from functionary_vllm.formats.base import Format, Prompt, Special, json_arguments
+from functionary_vllm.formats.base import Format, json_arguments
 from functionary_vllm.formats.functionary_v0 import SYSTEM_MESSAGE
 from functionary_vllm.formats.machine import Machine
+from functionary_vllm.formats.prompt import Prompt, Special
 from functionary_vllm.formats.scanner import Reading
 from functionary_vllm.schema import typescript
 
@@ -26,24 +27,13 @@ class FunctionaryV1(Format):
     text_open = "\n"
     parallel = False
     raw_code = False
+    call_begin = f"\n{_CALL}"
 
     def call_open(self, name: str) -> str:
         return f"\n{_CALL}{name}:\n"
 
     def call_after_text(self, name: str, call_open: str) -> str:
         return call_open.removeprefix("\n")
-
-    def opened(self, conversation: Conversation) -> str:
-        choice = conversation.choice
-        match choice.mode:
-            case "none":
-                return self.text_open
-            case "required":
-                return f"\n{_CALL}"
-            case "named":
-                return self.call_open(choice.name or "")
-            case "auto":
-                return ""
 
     def render(self, conversation: Conversation) -> Prompt:
         opened = self.opened(conversation)

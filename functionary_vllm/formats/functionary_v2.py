@@ -8,9 +8,10 @@ special tokens, so any recipient is a call. SentencePiece tokenizers decode a sp
 from __future__ import annotations
 
 from functionary_vllm.conversation import PYTHON, Conversation, Message, python_code
-from functionary_vllm.formats.base import Format, Prompt, Special
+from functionary_vllm.formats.base import Format
 from functionary_vllm.formats.functionary_v0 import SYSTEM_MESSAGE
 from functionary_vllm.formats.machine import Machine
+from functionary_vllm.formats.prompt import Prompt, Special
 from functionary_vllm.formats.scanner import Reading
 from functionary_vllm.schema import typescript
 
@@ -35,16 +36,6 @@ class FunctionaryV2(Format):
 
     def call_after_text(self, name: str, call_open: str) -> str:
         return self.call_separator.removeprefix("\n") + call_open
-
-    def opened(self, conversation: Conversation) -> str:
-        choice = conversation.choice
-        match choice.mode:
-            case "none":
-                return self.text_open
-            case "named":
-                return self.call_open(choice.name or "")
-            case "auto" | "required":
-                return ""
 
     def render(self, conversation: Conversation) -> Prompt:
         about = CODE_INTERPRETER if conversation.code_interpreter else SYSTEM_MESSAGE

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from functionary_vllm.conversation import PYTHON, Conversation, Message, python_code
-from functionary_vllm.formats.base import Format, Prompt, Special
+from functionary_vllm.formats.base import Format
 from functionary_vllm.formats.functionary_v0 import SYSTEM_MESSAGE
 from functionary_vllm.formats.functionary_v2 import CODE_INTERPRETER
 from functionary_vllm.formats.machine import Machine
+from functionary_vllm.formats.prompt import Prompt, Special
 from functionary_vllm.formats.scanner import Reading
 from functionary_vllm.schema import typescript
 
@@ -38,19 +39,10 @@ class FunctionaryV25(Llama3Chat):
     name = "functionary-v2.5"
     aliases = ("v2.5", "v2.llama3")
     markers = (CALL, *Llama3Chat.markers)
+    call_begin = CALL
 
     def call_open(self, name: str) -> str:
         return f"{CALL}{name}\n"
-
-    def opened(self, conversation: Conversation) -> str:
-        choice = conversation.choice
-        match choice.mode:
-            case "required":
-                return CALL
-            case "named":
-                return self.call_open(choice.name or "")
-            case "auto" | "none":
-                return ""
 
     def render(self, conversation: Conversation) -> Prompt:
         about = CODE_INTERPRETER if conversation.code_interpreter else SYSTEM_MESSAGE

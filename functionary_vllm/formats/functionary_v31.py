@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 
 from functionary_vllm.conversation import PYTHON, Conversation, Function, Message, python_code
-from functionary_vllm.formats.base import Prompt, Special
 from functionary_vllm.formats.functionary_v25 import Llama3Chat
 from functionary_vllm.formats.machine import Machine
+from functionary_vllm.formats.prompt import Prompt, Special
 from functionary_vllm.formats.scanner import Reading
 
 _PYTHON_TAG = "<|python_tag|>"
@@ -44,22 +44,13 @@ class FunctionaryV31(Llama3Chat):
     markers = (_PYTHON_TAG, *Llama3Chat.markers)
     stop = (*Llama3Chat.stop, "<|eom_id|>")
     call_close = "</function>"
+    call_begin = "<function="
 
     def call_open(self, name: str) -> str:
         return f"<function={name}>"
 
     def code_open(self) -> str:
         return _PYTHON_TAG
-
-    def opened(self, conversation: Conversation) -> str:
-        choice = conversation.choice
-        match choice.mode:
-            case "required":  # code would begin otherwise
-                return "" if conversation.code_interpreter else "<function="
-            case "named":
-                return self.code_open() if choice.name == PYTHON else self.call_open(choice.name or "")
-            case "auto" | "none":
-                return ""
 
     def render(self, conversation: Conversation) -> Prompt:
         environment = "Environment: ipython\n\n" if conversation.code_interpreter else "\n"

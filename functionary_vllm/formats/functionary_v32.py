@@ -8,10 +8,10 @@ newline; inside arguments only once the JSON is whole. What stays ambiguous is c
 from __future__ import annotations
 
 from functionary_vllm.conversation import PYTHON, Conversation, Message, python_code
-from functionary_vllm.formats.base import Prompt, Special
 from functionary_vllm.formats.functionary_v2 import CODE_INTERPRETER
 from functionary_vllm.formats.functionary_v25 import Llama3Chat
 from functionary_vllm.formats.machine import Machine
+from functionary_vllm.formats.prompt import Prompt, Special
 from functionary_vllm.formats.scanner import Reading
 from functionary_vllm.schema import typescript
 
@@ -38,16 +38,6 @@ class FunctionaryV32(Llama3Chat):
 
     def call_after_text(self, name: str, call_open: str) -> str:
         return _NEXT + call_open
-
-    def opened(self, conversation: Conversation) -> str:
-        choice = conversation.choice
-        match choice.mode:
-            case "none":
-                return self.text_open
-            case "named":
-                return self.call_open(choice.name or "")
-            case "auto" | "required":
-                return ""
 
     def render(self, conversation: Conversation) -> Prompt:
         parts = self.turn("system", _INSTRUCTIONS + typescript(conversation.functions))

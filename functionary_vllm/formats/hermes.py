@@ -16,10 +16,11 @@ from typing import Any
 
 from functionary_vllm.conversation import Call, Conversation, Message
 from functionary_vllm.formats import constraint as rule
-from functionary_vllm.formats.base import Format, Prompt, Special, json_arguments, specials
+from functionary_vllm.formats.base import Format, json_arguments
 from functionary_vllm.formats.constraint import Element
 from functionary_vllm.formats.envelope import Envelope
 from functionary_vllm.formats.machine import Machine
+from functionary_vllm.formats.prompt import Prompt, Special, specials
 from functionary_vllm.formats.scanner import Reading, Sink
 
 _CALL, _CALL_END = "<tool_call>", "</tool_call>"
@@ -41,20 +42,14 @@ class Hermes(Format):
     call_close = f"}}\n{_CALL_END}"
     call_separator = "\n"
     raw_code = False
+    call_begin = f"{_CALL}\n"
 
     def call_open(self, name: str) -> str:
         return f'{_CALL}\n{{"name": {json.dumps(name)}, "arguments": '
 
     def opened(self, conversation: Conversation) -> str:
-        choice = conversation.choice
-        match choice.mode:
-            case "required":
-                return f"{_CALL}\n"
-            case "named":
-                # Without the closing quote: quote and colon are one token in what the models were trained on.
-                return self.call_open(choice.name or "").removesuffix('": ')
-            case "auto" | "none":
-                return ""
+        # Without the closing quote: quote and colon are one token in what the models were trained on.
+        return super().opened(conversation).removesuffix('": ')
 
     # -- render --------------------------------------------------------------------------------------------------
 
