@@ -157,7 +157,8 @@ def step(title: str, command: Sequence[str | Path], may_fail: bool = False) -> b
         while reader.is_alive():
             reader.join(REPORT_EVERY_S)
             if reader.is_alive():
-                print(f"set-up:   {time.monotonic() - started:4.0f} s  {find_milestone(tail) or 'still ' + title}", flush=True)
+                doing = find_milestone(tail) or f"still {title}"
+                print(f"set-up:   {time.monotonic() - started:4.0f} s  {doing}", flush=True)
     if process.returncode == 0:
         return True
     if not may_fail:
