@@ -70,7 +70,7 @@ class Envelope:
         else:
             value = yield from self._value()
             whole = value is not None
-            if value is not None and value.strip() != "null":
+            if value is not None and value != "null":
                 m.arguments(value, m.offset - len(value))
         if whole:
             m.call_end()
@@ -90,8 +90,8 @@ class Envelope:
     def _value(self) -> Reading[str | None]:
         """Any JSON value as text; None where there is none."""
         m = self._m
+        self.read.append((yield from m.read_space()))
         parts: list[str] = []
-        parts.append((yield from m.read_space()))
         first = yield from m.peek()
         if first in ("{", "["):
             whole = yield from m.copy_json(lambda text, start: parts.append(text))
@@ -104,6 +104,6 @@ class Envelope:
             end = None
             while (first := (yield from m.peek())) and first not in ",}] \t\r\n" and len(parts) < NAME_LIMIT:
                 parts.append((yield from m.take()))
-            whole = bool(first) and len(parts) > 1
+            whole = bool(first and parts)
         self.read += parts
         return "".join(parts) if whole else None

@@ -158,13 +158,12 @@ class Hermes(Format):
         calls = (call, f"\n{call}") if m.calls else ()
         ends = (think_end, f"\n{think_end}")
         space = yield from m.read_space()
-        sink: Sink = m.text
-        if (yield from m.choose(think)):
-            sink = m.reasoning
+        thinking = bool((yield from m.choose(think)))
+        sink: Sink = m.reasoning if thinking else m.text
+        if thinking:
             yield from m.choose("\n")
         elif (yield from m.peek()) != call[0] or not m.calls:
             m.give_back(m.text, space)
-        thinking = sink is not m.text
         while stop := (yield from m.copy_until(sink, *calls, *(ends if thinking else ()))):
             if stop in ends:
                 sink, thinking = m.text, False
