@@ -26,7 +26,7 @@ def main() -> int:
         return fail(error)
     from functionary_vllm.engine.startup import StartError
     from functionary_vllm.formats import UnknownFormat
-    from functionary_vllm.server import ListenError
+    from functionary_vllm.serving.server import ListenError
 
     try:
         serve(settings)
@@ -41,8 +41,8 @@ def main() -> int:
 
 def serve(settings: Settings) -> None:
     from functionary_vllm.formats import detect_format, get_format
-    from functionary_vllm.launch import start_engine, with_model
-    from functionary_vllm.server import listen, run
+    from functionary_vllm.serving.launch import start_engine, with_model
+    from functionary_vllm.serving.server import listen, run
 
     # What can be refused at once is refused before an engine takes its time to start.
     if settings.format is not None:

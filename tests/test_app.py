@@ -10,8 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fakes import FakeEngine
-from tests.serving import (
+from tests.apps import (
     PATH,
     TOOLS,
     USER,
@@ -23,6 +22,7 @@ from tests.serving import (
     events_of,
     served,
 )
+from tests.fakes import FakeEngine
 
 
 @pytest.fixture

@@ -19,9 +19,7 @@ from prometheus_client import REGISTRY
 from functionary_vllm.engine.base import Step
 from functionary_vllm.errors import EngineFailure, EngineUnavailable
 from functionary_vllm.events import FinishReason
-from tests.fakes import HANG, FakeEngine
-from tests.folding import fold, folded_stream, folded_whole
-from tests.serving import (
+from tests.apps import (
     ARGUMENTS,
     PATH,
     TOOLS,
@@ -37,6 +35,8 @@ from tests.serving import (
     served,
     tokenizer,
 )
+from tests.fakes import HANG, FakeEngine
+from tests.folding import fold, folded_stream, folded_whole
 
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 ASKED: dict[str, dict[str, Any]] = {

@@ -19,8 +19,8 @@ import jsonschema
 import openai
 import pytest
 
+from tests.apps import events_of
 from tests.folding import folded_stream, folded_whole
-from tests.serving import events_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WEATHER: dict[str, Any] = {

@@ -10,7 +10,7 @@ import pytest
 
 from functionary_vllm import errors
 from functionary_vllm.errors import ApiError
-from tests.serving import PATH, TOOLS, USER, WEATHER, ask, client_of, engine_saying, error_of
+from tests.apps import PATH, TOOLS, USER, WEATHER, ask, client_of, engine_saying, error_of
 
 
 def tree(error: type[ApiError] = ApiError) -> Iterator[type[ApiError]]:

@@ -16,8 +16,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from tests.apps import ARGUMENTS, MODEL, TOOLS, USER, WEATHER, app_of, call_text, engine_saying, served
 from tests.fakes import FakeEngine
-from tests.serving import ARGUMENTS, MODEL, TOOLS, USER, WEATHER, app_of, call_text, engine_saying, served
 
 TEXT_AND_CALLS = "Let me see. " + call_text() + "\n" + call_text('{"city": "Oslo"}')
 CALLS = [("get_weather", ARGUMENTS), ("get_weather", '{"city": "Oslo"}')]

@@ -10,10 +10,10 @@ import pytest
 from functionary_vllm.api.app import create_app
 from functionary_vllm.formats import get_format
 from functionary_vllm.settings import Settings
+from tests.apps import PATH, events_of
 from tests.fakes import FakeEngine
 from tests.folding import folded_stream, folded_whole
 from tests.reference import FORMATS, load, needs_reference
-from tests.serving import PATH, events_of
 
 pytestmark = needs_reference
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from functionary_vllm.serving.welcome import welcome
 from functionary_vllm.settings import Settings
-from functionary_vllm.welcome import welcome
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

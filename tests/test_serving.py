@@ -1,4 +1,4 @@
-"""engine/startup.py, launch.py, welcome.py and server.py where no engine is needed."""
+"""serving/ and engine/startup.py where no engine is needed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from functionary_vllm import launch
 from functionary_vllm.engine import startup
 from functionary_vllm.engine.startup import Progress, StartError, prepare_environment
 from functionary_vllm.models.builtin import ModelUnavailable
-from functionary_vllm.server import ListenError, listen
+from functionary_vllm.serving import launch
+from functionary_vllm.serving.server import ListenError, listen
+from functionary_vllm.serving.welcome import welcome
 from functionary_vllm.settings import Settings
-from functionary_vllm.welcome import welcome
 
 QUIET = ("VLLM_LOGGING_LEVEL", "PYTHONWARNINGS", "TORCH_CPP_LOG_LEVEL")
 ALWAYS = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_WORKER_MULTIPROC_METHOD")
