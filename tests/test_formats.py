@@ -193,6 +193,23 @@ def test_max_calls_ends_the_answer(name: str) -> None:
         assert make.told(events).calls == calls[:1]
 
 
+@every_format
+def test_nothing_waits(name: str) -> None:
+    """The name is out with the last character before the arguments, each of theirs at once (an escape in two)."""
+    fmt = make.unbound(name)
+    arguments = '{"city": "São \\"Paulo\\" }", "days": [1, {"a": ">>>"}]}'
+    written = make.written(fmt, make.Answer("", (("get_weather", arguments),)))
+    start = written.index(arguments)
+    decoder = Decoder(fmt, Offered(make.NAMES))
+    events = decoder.feed_text(written[: start + 1])
+    assert CallStart(0, "get_weather") in events
+    for end in range(start + 1, start + len(arguments)):
+        events += decoder.feed_text(written[end])
+        behind = 1 if written[end] == "\\" else 0
+        assert make.spoken(events) == arguments[: end + 1 - behind - start]
+    assert CallEnd(0) in events
+
+
 GROUPS = (1, 2, 3, 5, 10_000)
 
 
