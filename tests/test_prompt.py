@@ -82,6 +82,13 @@ def test_threads_do_not_disturb_one_another(llama31_tokenizer: Any) -> None:
             assert list(pool.map(lambda prompt: prompt.token_ids(llama31_tokenizer), prompts)) == alone
 
 
+def test_a_switch_left_on_does_no_harm(llama31_tokenizer: Any) -> None:
+    prompt = get_format("functionary-v3.2", llama31_tokenizer).render(asked("Hi"))
+    expected = prompt.token_ids(llama31_tokenizer)
+    llama31_tokenizer.encode("x", split_special_tokens=True)
+    assert prompt.token_ids(llama31_tokenizer) == expected
+
+
 TEMPLATE = (
     "{% if tools %}<tool_call> {{ tools | tojson }}\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"

@@ -67,11 +67,12 @@ class _Encoder:
     """Text to ids, for any thread: whether special tokens are read is a switch on the tokenizer, so there are two."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer: Tokenizer = tokenizer.backend_tokenizer
+        self._tokenizer = tokenizer
         self.specials = specials(tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        # Through transformers, which sets the switch back where somebody left it on.
+        return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def encode_literally(self, text: str) -> list[int]:
         if not self.specials.search(text):
@@ -80,7 +81,7 @@ class _Encoder:
 
     @cached_property
     def _literal(self) -> Tokenizer:
-        copy = Tokenizer.from_str(self._tokenizer.to_str())
+        copy = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
         copy.encode_special_tokens = True
         return copy
 
