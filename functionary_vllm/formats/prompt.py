@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -43,12 +43,15 @@ class Prompt:
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """Ids for the engine. Special tokens that occur in text parts are taken as ordinary characters."""
-        encoder = _encoder(tokenizer)
-        if self.joined and not any(encoder.specials.search(p) for p in self.parts if isinstance(p, str)):
-            return encoder.encode(self.text)
+        quotes = _quotes(tokenizer)
+        if self.joined and not any(quotes.found.search(p) for p in self.parts if isinstance(p, str)):
+            return _encode(tokenizer, self.text)
         ids: list[int] = []
         for part in join(self.parts) if self.joined else self.parts:
-            ids += encoder.encode(part.text) if isinstance(part, Special) else encoder.encode_literally(part)
+            if isinstance(part, str) and quotes.found.search(part):
+                ids += quotes.encode(tokenizer, part)
+            else:
+                ids += _encode(tokenizer, part if isinstance(part, str) else part.text)
         return ids
 
 
@@ -63,35 +66,36 @@ def join(parts: Iterable[str | Special]) -> list[str | Special]:
     return joined
 
 
-class _Encoder:
-    """Text to ids, for any thread: whether special tokens are read is a switch on the tokenizer, so there are two."""
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    # Through transformers, which sets the switch for special tokens back where somebody left it on.
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+class _Quotes:
+    """Text that quotes special tokens, to ids that do not.
+
+    Whether special tokens are read is a switch on the tokenizer that other threads would see: so a copy has it on.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.specials = specials(tokenizer)
+        self.found = specials(tokenizer)
+        self._copy: Tokenizer | None = None
+        self._lock = Lock()
 
-    def encode(self, text: str) -> list[int]:
-        # Through transformers, which sets the switch back where somebody left it on.
-        return list(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
-
-    def encode_literally(self, text: str) -> list[int]:
-        if not self.specials.search(text):
-            return self.encode(text)
-        return list(self._literal.encode(text, add_special_tokens=False).ids)
-
-    @cached_property
-    def _literal(self) -> Tokenizer:
-        copy = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
-        copy.encode_special_tokens = True
-        return copy
+    def encode(self, tokenizer: Any, text: str) -> list[int]:
+        with self._lock:
+            if self._copy is None:
+                self._copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+                self._copy.encode_special_tokens = True
+        return list(self._copy.encode(text, add_special_tokens=False).ids)
 
 
-_encoders: WeakKeyDictionary[Any, _Encoder] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, _Quotes] = WeakKeyDictionary()
 
 
-def _encoder(tokenizer: Any) -> _Encoder:
-    encoder = _encoders.get(tokenizer)
-    return encoder if encoder is not None else _encoders.setdefault(tokenizer, _Encoder(tokenizer))
+def _quotes(tokenizer: Any) -> _Quotes:
+    quotes = _known.get(tokenizer)
+    return quotes if quotes is not None else _known.setdefault(tokenizer, _Quotes(tokenizer))
 
 
 def specials(tokenizer: Any) -> re.Pattern[str]:
