@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from functionary_vllm.conversation import AUTO, NONE, Call, Choice, Conversation, Message
+from functionary_vllm.errors import InvalidRequest
 from functionary_vllm.formats import get_format
 from tests.strategies import FUNCTIONS
 
@@ -113,3 +114,11 @@ def test_a_checkpoints_own_template(qwen3_tokenizer: Any) -> None:
     assert fmt.render(unthinking).text.endswith("<think>\n\n</think>\n\n<tool_call>\n")
     plain = Conversation((Message("user", "Hi"),), (), NONE, thinking=False)
     assert fmt.render(plain).opened == ""
+
+
+def test_a_template_may_refuse(qwen3_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(qwen3_tokenizer)
+    tokenizer.chat_template = "<tool_call>{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(InvalidRequest, match="roles must alternate") as error:
+        get_format("hermes", tokenizer).render(asked("Hi"))
+    assert error.value.param == "messages"

@@ -14,7 +14,10 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from functionary_vllm.conversation import Call, Conversation, Message
+from functionary_vllm.errors import InvalidRequest
 from functionary_vllm.formats import constraint as rule
 from functionary_vllm.formats.base import Format, json_arguments
 from functionary_vllm.formats.constraint import Element
@@ -105,13 +108,17 @@ class Hermes(Format):
             return pattern.sub(put, text)
 
         options = {} if conversation.thinking is None else {"enable_thinking": conversation.thinking}
-        text = self.tokenizer.apply_chat_template(
-            [_message(message, aside) for message in conversation.messages],
-            tools=[{"type": "function", "function": f} for f in self._definitions(conversation)] or None,
-            tokenize=False,
-            add_generation_prompt=True,
-            **options,
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [_message(message, aside) for message in conversation.messages],
+                tools=[{"type": "function", "function": f} for f in self._definitions(conversation)] or None,
+                tokenize=False,
+                add_generation_prompt=True,
+                **options,
+            )
+        except TemplateError as error:
+            reason = f"The model's chat template refuses these messages: {error}"
+            raise InvalidRequest(reason, param="messages") from error
         pieces = re.split(f"({pattern.pattern})", text)
         return [
             Special(piece) if i % 2 else re.sub("\ue000(\\d+)\ue001", lambda n: quoted[int(n.group(1))], piece)
