@@ -173,6 +173,19 @@ def test_logprobs_are_those_of_the_content(server: str) -> None:
     assert all(len(entry["top_logprobs"]) == 2 for entry in whole["logprobs"])
 
 
+async def test_many_seeded_streams_at_once(server: str) -> None:
+    """More prompt tokens than one engine step takes: a prompt prefilled in parts must not harm the engine."""
+    async with httpx.AsyncClient(timeout=300) as client:
+
+        async def one(seed: int) -> list[dict[str, Any]]:
+            user = [{"role": "user", "content": f"{seed} " + "and what is the weather there? " * 60}]
+            body = {"messages": user, "temperature": 1, "seed": seed, "max_tokens": 8, "stream": True}
+            return events_of(await client.post(f"{server}/v1/chat/completions", json=body))
+
+        streams = await asyncio.gather(*(one(seed) for seed in range(24)))
+    assert all(folded_stream(events)[0]["finish"] in ("length", "stop") for events in streams)
+
+
 def running(server: str) -> float:
     metrics = httpx.get(f"{server}/metrics").text
     found = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} ([0-9.]+)$", metrics, re.MULTILINE)

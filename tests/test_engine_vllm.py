@@ -44,6 +44,7 @@ class FakeLLM:
     """What VllmEngine uses of AsyncLLM: each request yields one token after another, or raises `error`."""
 
     def __init__(self, tokens: int = 3, error: Exception | None = None, defaults: dict[str, Any] | None = None) -> None:
+        self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(enable_chunked_prefill=False))
         self.model_config = SimpleNamespace(
             max_model_len=100, get_vocab_size=lambda: 50, get_diff_sampling_param=lambda: defaults or {}
         )
@@ -240,6 +241,15 @@ async def test_the_cause_of_a_failed_generation_decides() -> None:
     wrapped.__cause__ = KeyError("inside")
     with pytest.raises(EngineFailure, match="KeyError"):
         await collect(fake(error=wrapped)[0].generate(generation()))
+
+
+async def test_no_seeds_where_they_could_kill_the_engine() -> None:
+    llm = FakeLLM()
+    llm.vllm_config.scheduler_config.enable_chunked_prefill = True
+    engine = VllmEngine(llm)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="chunked prefill") as caught:
+        await collect(engine.generate(generation(seed=1)))
+    assert caught.value.param == "seed"
 
 
 @pytest.mark.parametrize("seed", [2**63 - 1, -(2**63) - 1, 2**80])

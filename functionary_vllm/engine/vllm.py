@@ -88,6 +88,9 @@ class VllmEngine:
         self.vocab_size: int = llm.model_config.get_vocab_size()
         self._llm = llm
         self._lora_requests = dict(lora_requests or {})
+        self._seeds_are_safe = not (
+            current_platform.is_cpu() and llm.vllm_config.scheduler_config.enable_chunked_prefill
+        )
         # What the model's generation_config.json says of temperature and the like; a request's own value wins.
         self._defaults: dict[str, Any] = llm.model_config.get_diff_sampling_param()
         self._runs: dict[str, _Run] = {}
@@ -164,6 +167,8 @@ class VllmEngine:
         for name in _COPIED:
             if (value := getattr(asked, name)) is not None:
                 values[name] = value
+        if asked.seed is not None and not self._seeds_are_safe:
+            raise InvalidRequest("seed is not available with chunked prefill on a CPU.", param="seed")
         if asked.seed is not None:
             # torch takes 64 bits; a larger one would fail inside the engine.
             if not -(2**63) <= asked.seed < 2**63 - asked.n:
@@ -294,6 +299,9 @@ def _parser() -> FlexibleArgumentParser:
     if current_platform.is_cpu():
         # Compiling takes a minute, and the default KV cache is most of the machine's memory.
         parser.set_defaults(enforce_eager=True, use_tqdm_on_load=False)
+        # A seeded request whose prompt is prefilled in parts kills the engine: vLLM then sets the random generator
+        # back, which torch's CPU generator cannot ("CPU Generator does not use offset", 0.26 to 0.32).
+        parser.set_defaults(enable_chunked_prefill=False)
         if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             parser.set_defaults(kv_cache_memory_bytes=_CPU_KV_CACHE_BYTES)
     return parser
