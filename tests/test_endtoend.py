@@ -221,6 +221,14 @@ def aborted(server: str) -> float:
     return float(found.group(1)) if found else 0.0
 
 
+def test_what_cannot_be_promised_is_refused(server: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a", "b"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}
+    response = httpx.post(f"{server}/v1/chat/completions", json={**GREEDY, "tools": [tool]}, timeout=60)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tools[0].function.parameters.required"
+
+
 @pytest.mark.parametrize("pattern", ["(", "(?<=a)b"])
 def test_a_schema_that_cannot_be_enforced_names_its_path(server: str, pattern: str) -> None:
     schema = {

@@ -328,6 +328,8 @@ def test_schemas_that_can_be_enforced(schema: Any) -> None:
         ({"anyOf": [{"type": "null"}, {"type": "string", "format": "color"}]}, "$.anyOf[1]: "),
         ({"type": "object", "properties": {"a": {"type": "banana"}}}, "$.properties.a: "),
         ({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}, "$: "),
+        ({"type": "object", "required": ["a"]}, "$: "),
+        ({"type": "array", "items": {"type": "object", "properties": {"b": {}}, "required": ["a"]}}, "$.items: "),
         ({"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}, "$.properties.a: "),
     ],
 )

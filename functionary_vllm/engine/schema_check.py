@@ -29,7 +29,7 @@ def check_schema(
     try:
         if check_nesting is not None:
             check_nesting(schema)
-        place, part = _innermost("$", schema, unsupported)
+        place, part = _innermost("$", schema, lambda inner: unsupported(inner) or _requires_undeclared(inner))
         if part is not None:
             raise ValueError(f"{place}: this cannot be enforced: {_shown(part)}")
         place, part = _innermost("$", schema, _compiles_not)
@@ -37,6 +37,16 @@ def check_schema(
             raise ValueError(f"{place}: this is no usable JSON Schema: {_shown(part)}")
     except RecursionError:
         raise ValueError("$: the schema is nested too deeply") from None
+
+
+def _requires_undeclared(schema: Any) -> bool:
+    """Whether a property is required that is not declared: xgrammar leaves it out of the object."""
+    if not isinstance(schema, Mapping):
+        return False
+    required, declared = schema.get("required"), schema.get("properties") or {}
+    if isinstance(required, list) and any(name not in declared for name in required):
+        return True
+    return any(_requires_undeclared(inner) for _, inner in _parts("", schema))
 
 
 def _compiles_not(schema: Any) -> bool:
