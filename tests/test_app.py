@@ -317,3 +317,12 @@ async def test_unknown_fields_can_be_ignored(caplog: pytest.LogCaptureFixture) -
 async def test_fields_that_ask_for_nothing_are_no_unknown_fields(engine: FakeEngine) -> None:
     response = await ask(engine, {"unknown_fields": "reject"}, **NEUTRAL)
     assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("choice", ["auto", "none", {"type": "function", "function": {"name": "get_weather"}}])
+async def test_tokenize_counts_what_a_completion_would_send(choice: Any) -> None:
+    body = {"messages": USER, "tools": TOOLS, "tool_choice": choice}
+    async with client_of(engine_saying("Hi")) as client:
+        counted = (await client.post("/tokenize", json=body)).json()
+        shown = (await client.post(f"{PATH}/render", json=body)).json()
+    assert counted["tokens"] == shown["token_ids"]
