@@ -138,6 +138,21 @@ def test_code(fmt: Format) -> None:
     assert accepts(fmt, conversation, (fmt.code_open() + code)[len(fmt.opened(conversation)) :])
 
 
+def test_code_beside_a_strict_function(fmt: Format) -> None:
+    conversation = asked(AUTO, strict=True, code_interpreter=True)
+    code = "print(1)\n2 < 3" if fmt.raw_code else '{"code": "print(1)"}' + fmt.call_close
+    opening = fmt.call_after_text("python", fmt.code_open())
+    text = fmt.text_open + "Hello"
+    assert accepts(fmt, conversation, text)
+    assert accepts(fmt, conversation, text + opening + code)
+    assert accepts(fmt, conversation, fmt.code_open() + code)
+    strict = fmt.call_after_text("get_weather", fmt.call_open("get_weather"))
+    assert accepts(fmt, conversation, text + strict + GOOD + fmt.call_close)
+    assert not accepts(fmt, conversation, text + strict + BAD + fmt.call_close)
+    if not fmt.raw_code:
+        assert not accepts(fmt, conversation, text + opening + "{}" + fmt.call_close)
+
+
 THINKING = "{% for m in messages %}{{ m.content }}{% endfor %}<tool_call> {% if enable_thinking %}{% endif %}"
 
 

@@ -175,7 +175,7 @@ class Format(ABC):
             if self.raw_code:
                 calls.append(Offer(PYTHON, self.code_open(), rule.ANY_TEXT, ""))
             else:
-                code = rule.arguments(CODE_FUNCTION, exact=True)
+                code = rule.json_value({**CODE_FUNCTION.parameters, "required": ["code"]})
                 calls.append(Offer(PYTHON, self.call_open(PYTHON), code, self.call_close))
         return calls
 
@@ -191,13 +191,17 @@ class Format(ABC):
         return rule.sequence(*self._literal(before), call.arguments, *self._literal(call.close))
 
     def _triggered(self, calls: list[Offer], *, several: bool) -> Element:
-        """Free text in which a call, once begun, has to be right."""
+        """Free text in which a call, once begun, has to be right. Raw code has no end of its own, so it comes last."""
         begins = [self._literal(self.call_after_text(call.name, call.open)) for call in calls]
-        tags = [
-            rule.tag(begin[0], rule.sequence(*begin[1:], call.arguments, *self._literal(call.close)))
-            for begin, call in zip(begins, calls, strict=True)
-        ]
-        return rule.triggered(tags, once=not several)
+        tags, code = [], []
+        for begin, call in zip(begins, calls, strict=True):
+            if call.arguments is not rule.ANY_TEXT:
+                content = rule.sequence(*begin[1:], call.arguments, *self._literal(call.close))
+                tags.append(rule.tag(begin[0], content))
+            elif any(element["type"] == "token" for element in begin):
+                code.append(rule.optional(rule.sequence(*begin, rule.ANY_TEXT)))
+            # Code that begins with text is free text, as far as the rule is concerned.
+        return rule.sequence(rule.triggered(tags, once=not several), *code)
 
     def _literal(self, text: str) -> list[Element]:
         """Trusted text as constant strings and tokens."""

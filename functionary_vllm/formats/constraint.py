@@ -63,7 +63,7 @@ def tag(begin: Element, content: Element, end: str = "") -> Element:
 
 
 def triggered(tags: Sequence[Element], *, once: bool) -> Element:
-    """Free text in which the tags' beginnings may occur only as tags."""
+    """Free text in which the tags' beginnings, all constant strings or all tokens, may occur only as tags."""
     begins = [tag["begin"] for tag in tags]
     if isinstance(begins[0], str):
         triggers = {"type": "triggered_tags", "triggers": list(dict.fromkeys(begins))}
