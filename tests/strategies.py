@@ -23,6 +23,19 @@ from functionary_vllm.formats.prompt import Prompt
 NAMES = ("get", "get_weather", "get_weather_now", "text")
 FUNCTIONS = tuple(Function({"name": name, "description": "", "parameters": {"type": "object"}}) for name in NAMES)
 FORMATS = list_formats()
+# Each format with the real tokenizers (fixtures of conftest.py) that its models have, or the nearest to be had.
+TOKENIZERS = [
+    ("functionary-v0", "spm_v0_tokenizer"),
+    ("functionary-v1", "spm_v1_tokenizer"),
+    ("functionary-v2", "spm_v2_tokenizer"),
+    ("functionary-v2.5", "llama3_tokenizer"),
+    ("functionary-v3.1", "llama31_tokenizer"),
+    ("functionary-v3.2", "llama31_tokenizer"),
+    ("functionary-v3.2", "llama3_tokenizer"),
+    ("hermes", "qwen3_tokenizer"),
+    ("hermes", "qwen25_tokenizer"),
+    ("hermes", "smollm2_tokenizer"),
+]
 
 characters = st.characters(exclude_categories=["Cs"])
 words = st.text(characters, max_size=12)

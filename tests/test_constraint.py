@@ -11,6 +11,7 @@ import pytest
 from functionary_vllm.conversation import AUTO, NONE, REQUIRED, Choice, Conversation, Function, Message
 from functionary_vllm.formats import get_format
 from functionary_vllm.formats.base import Format
+from tests.strategies import TOKENIZERS
 
 xgrammar = pytest.importorskip("xgrammar", reason="xgrammar comes with vLLM")
 
@@ -29,20 +30,10 @@ FUNCTIONS = (
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
 GOOD, BAD = '{"city": "Rome"}', '{"town": 1}'
 ALL = frozenset(("get_weather", "get"))
-EVERY = [
-    ("functionary-v0", "spm_v0_tokenizer"),
-    ("functionary-v1", "spm_v1_tokenizer"),
-    ("functionary-v2", "spm_v2_tokenizer"),
-    ("functionary-v2.5", "llama3_tokenizer"),
-    ("functionary-v3.1", "llama31_tokenizer"),
-    ("functionary-v3.2", "llama31_tokenizer"),
-    ("hermes", "qwen3_tokenizer"),
-    ("hermes", "smollm2_tokenizer"),
-]
 _compilers: dict[int, Any] = {}
 
 
-@pytest.fixture(params=EVERY, ids=lambda pair: f"{pair[0]}/{pair[1]}")
+@pytest.fixture(params=TOKENIZERS, ids=lambda pair: f"{pair[0]}/{pair[1]}")
 def fmt(request: pytest.FixtureRequest) -> Format:
     name, tokenizer = request.param
     return get_format(name, request.getfixturevalue(tokenizer))

@@ -213,21 +213,7 @@ def test_nothing_waits(name: str) -> None:
 GROUPS = (1, 2, 3, 5, 10_000)
 
 
-@pytest.mark.parametrize(
-    ("name", "tokenizer"),
-    [
-        ("functionary-v0", "spm_v0_tokenizer"),
-        ("functionary-v1", "spm_v1_tokenizer"),
-        ("functionary-v2", "spm_v2_tokenizer"),
-        ("functionary-v2.5", "llama3_tokenizer"),
-        ("functionary-v3.1", "llama31_tokenizer"),
-        ("functionary-v3.2", "llama31_tokenizer"),
-        ("functionary-v3.2", "llama3_tokenizer"),
-        ("hermes", "qwen3_tokenizer"),
-        ("hermes", "qwen25_tokenizer"),
-        ("hermes", "smollm2_tokenizer"),
-    ],
-)
+@pytest.mark.parametrize(("name", "tokenizer"), make.TOKENIZERS)
 @many
 @given(data=st.data())
 def test_chunking_with_real_tokenizers(

@@ -11,18 +11,10 @@ import pytest
 from functionary_vllm.conversation import AUTO, NONE, Call, Choice, Conversation, Message
 from functionary_vllm.errors import InvalidRequest
 from functionary_vllm.formats import get_format
-from tests.strategies import FUNCTIONS
+from tests.strategies import FUNCTIONS, TOKENIZERS
 
-EVERY = [
-    ("functionary-v1", "spm_v1_tokenizer"),
-    ("functionary-v2", "spm_v2_tokenizer"),
-    ("functionary-v2.5", "llama3_tokenizer"),
-    ("functionary-v3.1", "llama31_tokenizer"),
-    ("functionary-v3.2", "llama31_tokenizer"),
-    ("hermes", "qwen3_tokenizer"),
-    ("hermes", "smollm2_tokenizer"),
-]
-every = pytest.mark.parametrize(("name", "fixture"), EVERY)
+JOINED = [pair for pair in TOKENIZERS if pair[0] != "functionary-v0"]  # which is tokenised segment by segment
+every = pytest.mark.parametrize(("name", "fixture"), JOINED)
 
 
 def asked(text: str, *history: Message) -> Conversation:
