@@ -26,7 +26,12 @@ _PRIVATE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 # As the `vllm serve` command does; a forked child would share this process's threads and locks.
 _SPAWNED = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 # What is told at every start, and to nobody's use, is kept from a person who did not ask for it.
-_QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+_QUIET = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "PYTHONWARNINGS": "ignore",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TORCH_LOGS": "-torch._library.triton",  # that there is no triton
+}
 
 
 class StartError(Exception):
