@@ -15,7 +15,7 @@ from functionary_vllm.serving.server import ListenError, listen
 from functionary_vllm.serving.welcome import welcome
 from functionary_vllm.settings import Settings
 
-QUIET = ("VLLM_LOGGING_LEVEL", "PYTHONWARNINGS", "TORCH_CPP_LOG_LEVEL")
+QUIET = ("VLLM_LOGGING_LEVEL", "PYTHONWARNINGS", "TORCH_CPP_LOG_LEVEL", "TORCH_LOGS")
 ALWAYS = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_WORKER_MULTIPROC_METHOD")
 
 
