@@ -84,6 +84,13 @@ ROWS: list[tuple[str, str, list[Event]]] = [
     ("hermes", '<tool_call>{"name": "get", "arguments": "{\\"a\\": 1}"}</tool_call>', call(0, "get", '{"a": 1}')),
     ("hermes", '<tool_call>{"name": "any", "arguments": {}}', call(0, "any", "{}")),
     ("hermes", '<tool_call>{"name": "get", "arguments": {"a": 1', cut(0, "get", '{"a": 1')),
+    ("hermes", '<tool_call>{"name": "get"}</tool_call>\n\n', call(0, "get", "{}")),
+    ("hermes", '<tool_call>{"name": "get"}</tool_call>\n\nDone', [*call(0, "get", "{}"), Text("\n\nDone")]),
+    (
+        "hermes",
+        '<tool_call>{"name": "get"}</tool_call>\n \n<tool_call>{"name": "get"}</tool_call>',
+        [*call(0, "get", "{}"), *call(1, "get", "{}")],
+    ),
     ("hermes", "Use <tool_call> so.", [Text("Use <tool_call> so.")]),
     ("hermes", '<tool_call>{"nam', [Text('<tool_call>{"nam')]),
     ("hermes", "<think>\nhm\n</think>\n\nHi", [Reasoning("hm"), Text("Hi")]),
