@@ -1,13 +1,17 @@
-"""The app in front of a FakeEngine: over ASGI, and on a real socket."""
+"""The app in front of a FakeEngine, over ASGI and on a real socket; and scripts for the first openai client."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -111,3 +115,17 @@ def served(engine: FakeEngine, **settings: Any) -> Iterator[str]:
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive()
+
+
+def with_old_client(folder: Path, script: str, *arguments: str) -> str:
+    """What a script prints that imports openai 0.28.1 from `folder`; it must end well."""
+    run = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout

@@ -19,7 +19,7 @@ import jsonschema
 import openai
 import pytest
 
-from tests.apps import events_of
+from tests.apps import events_of, with_old_client
 from tests.folding import folded_stream, folded_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -288,16 +288,8 @@ print(text)
 
 def test_the_seeds_client(server: str, legacy_openai_path: Path) -> None:
     """openai 0.28.1, `openai.ChatCompletion.create(functions=[...])`, whole and streamed."""
-    run = subprocess.run(
-        [sys.executable, "-c", LEGACY, server, json.dumps(USER), json.dumps(WEATHER)],
-        env={**os.environ, "PYTHONPATH": str(legacy_openai_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    jsonschema.validate(json.loads(run.stdout), WEATHER["parameters"])
+    printed = with_old_client(legacy_openai_path, LEGACY, server, json.dumps(USER), json.dumps(WEATHER))
+    jsonschema.validate(json.loads(printed), WEATHER["parameters"])
 
 
 def test_the_prompt_can_be_seen(server: str) -> None:

@@ -4,9 +4,6 @@ functions, in a process of its own."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.apps import ARGUMENTS, MODEL, TOOLS, USER, WEATHER, app_of, call_text, engine_saying, served
+from tests.apps import ARGUMENTS, MODEL, TOOLS, USER, WEATHER, app_of, call_text, engine_saying, served, with_old_client
 from tests.fakes import FakeEngine
 
 TEXT_AND_CALLS = "Let me see. " + call_text() + "\n" + call_text('{"city": "Oslo"}')
@@ -184,16 +181,8 @@ print(json.dumps({"version": openai.VERSION, "completion": completion, "chunks":
 
 
 def old_client(path: Path, address: str, **asked: Any) -> dict[str, Any]:
-    run = subprocess.run(
-        [sys.executable, "-c", OLD_CLIENT, f"{address}/v1", json.dumps({"model": MODEL, "messages": USER, **asked})],
-        env={**os.environ, "PYTHONPATH": str(path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    told: dict[str, Any] = json.loads(run.stdout)
+    body = json.dumps({"model": MODEL, "messages": USER, **asked})
+    told: dict[str, Any] = json.loads(with_old_client(path, OLD_CLIENT, f"{address}/v1", body))
     return told
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from functionary_vllm.conversation import PYTHON, Call, Conversation, Function, python_json
+from functionary_vllm.conversation import PYTHON, Call, Conversation, Function, python_code, python_json
 from functionary_vllm.detokenizer import Alphabet
 from functionary_vllm.formats import constraint as rule
 from functionary_vllm.formats.constraint import Element
@@ -38,6 +38,11 @@ CODE_FUNCTION = Function(
         },
     }
 )
+
+
+def code_arguments(call: Call) -> str:
+    """The arguments of a call in the history, where the code interpreter is called with raw code."""
+    return python_code(call.arguments) if call.name == PYTHON else call.arguments
 
 
 def json_arguments(call: Call) -> str:
@@ -89,6 +94,12 @@ class Format(ABC):
         ids = [self.alphabet.ids[stop] for stop in self.stop if stop in self.alphabet.ids]
         eos = None if self.tokenizer is None else self.tokenizer.eos_token_id
         return tuple(dict.fromkeys(ids if eos is None else [*ids, eos]))
+
+    @cached_property
+    def ends(self) -> re.Pattern[str]:
+        """Finds the character of a stop token."""
+        chars = "".join(char for stop in self.stop if (char := self.alphabet.of(stop)) != stop)
+        return re.compile(f"[{chars}]" if chars else r"(?!)")
 
     @abstractmethod
     def render(self, conversation: Conversation) -> Prompt:

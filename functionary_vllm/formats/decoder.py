@@ -27,7 +27,7 @@ class Readable(Protocol):
     @property
     def alphabet(self) -> Alphabet: ...
     @property
-    def stop(self) -> tuple[str, ...]: ...
+    def ends(self) -> re.Pattern[str]: ...
     def grammar(self, m: Machine) -> Reading[None]: ...
 
 
@@ -54,8 +54,7 @@ class Decoder:
     ) -> None:
         self._machine = Machine(fmt.alphabet, offered.names, calls=offered.calls, python=offered.python)
         self._detokenizer = Detokenizer(fmt.alphabet) if fmt.tokenizer is not None else None
-        ends = "".join(char for stop in fmt.stop if (char := fmt.alphabet.of(stop)) != stop)
-        self._end = re.compile(f"[{ends}]" if ends else r"(?!)")
+        self._end = fmt.ends
         self._max_calls = max_calls
         self._stops = StopStrings(stops) if stops else None
         self._last: Text | CallArguments | None = None  # what the text held by _stops belongs to

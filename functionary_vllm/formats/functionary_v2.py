@@ -7,8 +7,8 @@ special tokens, so any recipient is a call. SentencePiece tokenizers decode a sp
 
 from __future__ import annotations
 
-from functionary_vllm.conversation import PYTHON, Conversation, Message, python_code
-from functionary_vllm.formats.base import Format
+from functionary_vllm.conversation import Conversation, Message
+from functionary_vllm.formats.base import Format, code_arguments
 from functionary_vllm.formats.functionary_v0 import SYSTEM_MESSAGE
 from functionary_vllm.formats.machine import Machine
 from functionary_vllm.formats.prompt import Prompt, Special
@@ -62,8 +62,7 @@ class FunctionaryV2(Format):
             case "assistant":
                 parts = self._turn("assistant", "all", message.content) if message.content else []
                 for call in message.calls:
-                    body = python_code(call.arguments) if call.name == PYTHON else call.arguments
-                    parts += self._turn("assistant", call.name, body)
+                    parts += self._turn("assistant", call.name, code_arguments(call))
                 return [*parts, Special("<|stop|>")] if parts else []
 
     def grammar(self, m: Machine) -> Reading[None]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from functionary_vllm.conversation import PYTHON, Conversation, Message, python_code
-from functionary_vllm.formats.base import Format
+from functionary_vllm.conversation import Conversation, Message
+from functionary_vllm.formats.base import Format, code_arguments
 from functionary_vllm.formats.functionary_v0 import SYSTEM_MESSAGE
 from functionary_vllm.formats.functionary_v2 import CODE_INTERPRETER
 from functionary_vllm.formats.machine import Machine
@@ -56,8 +56,7 @@ class FunctionaryV25(Llama3Chat):
             return self.turn("tool", f"name={message.name}\n{message.content}")
         content: list[str | Special] = [message.content] if message.content else []
         for call in message.calls:
-            body = python_code(call.arguments) if call.name == PYTHON else call.arguments
-            content += [*self._parts(self.call_open(call.name)), body]
+            content += [*self._parts(self.call_open(call.name)), code_arguments(call)]
         return self.turn(message.role, *content) if content or message.role != "assistant" else []
 
     def grammar(self, m: Machine) -> Reading[None]:

@@ -7,7 +7,8 @@ newline; inside arguments only once the JSON is whole. What stays ambiguous is c
 
 from __future__ import annotations
 
-from functionary_vllm.conversation import PYTHON, Conversation, Message, python_code
+from functionary_vllm.conversation import Conversation, Message
+from functionary_vllm.formats.base import code_arguments
 from functionary_vllm.formats.functionary_v2 import CODE_INTERPRETER
 from functionary_vllm.formats.functionary_v25 import Llama3Chat
 from functionary_vllm.formats.machine import Machine
@@ -51,9 +52,7 @@ class FunctionaryV32(Llama3Chat):
         if message.role != "assistant":
             return self.turn(message.role, message.content)
         bodies = [f"{_NEXT}{self.text_open}{message.content}"] if message.content else []
-        for call in message.calls:
-            body = python_code(call.arguments) if call.name == PYTHON else call.arguments
-            bodies.append(f"{_NEXT}{self.call_open(call.name)}{body}")
+        bodies += [f"{_NEXT}{self.call_open(call.name)}{code_arguments(call)}" for call in message.calls]
         return self.turn("assistant", *bodies) if bodies else []
 
     def grammar(self, m: Machine) -> Reading[None]:

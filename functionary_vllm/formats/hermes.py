@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -98,7 +97,7 @@ class Hermes(Format):
         """The checkpoint's own template. Special tokens quoted in messages are put aside and come back as text."""
         assert self.tokenizer is not None
         quoted: list[str] = []
-        pattern = self._quotable
+        pattern = specials(self.tokenizer)
 
         def aside(text: str) -> str:
             def put(found: re.Match[str]) -> str:
@@ -126,10 +125,6 @@ class Hermes(Format):
             if piece
         ]
 
-    @cached_property
-    def _quotable(self) -> re.Pattern[str]:
-        return specials(self.tokenizer)
-
     def _by_chatml(self, conversation: Conversation) -> list[str | Special]:
         messages = list(conversation.messages)
         system = (
@@ -142,17 +137,23 @@ class Hermes(Format):
         parts = self._turn("system", system)
         for i, message in enumerate(messages):
             if message.role != "tool":
-                parts += self._turn(message.role, _answer(message) if message.role == "assistant" else message.content)
+                content = self._answer(message) if message.role == "assistant" else message.content
+                parts += self._turn(message.role, content)
                 continue
-            # Results that follow one another share one turn.
             response = f"<tool_response>\n{message.content}\n</tool_response>"
-            again = i > 0 and messages[i - 1].role == "tool"
-            turn = [*parts[:-2], "\n", response, *parts[-2:]] if again else [*parts, *self._turn("user", response)]
-            parts = turn
+            if i > 0 and messages[i - 1].role == "tool":  # results that follow one another share one turn
+                parts[-2:-2] = ["\n", response]
+            else:
+                parts += self._turn("user", response)
         return [*parts, Special("<|im_start|>"), "assistant\n"]
 
     def _definitions(self, conversation: Conversation) -> list[dict[str, Any]]:
         return [dict(function.definition) for function in self.functions(conversation)]
+
+    def _answer(self, message: Message) -> str:
+        """An assistant turn: its text, then its calls with their arguments as they came."""
+        calls = [f"{self.call_open(call.name)}{_json(call)}{self.call_close}" for call in message.calls]
+        return self.call_separator.join([message.content, *calls] if message.content else calls)
 
     def _turn(self, role: str, content: str) -> list[str | Special]:
         return [Special("<|im_start|>"), f"{role}\n", content, Special("<|im_end|>"), "\n"]
@@ -191,15 +192,6 @@ class Hermes(Format):
 
 def _json(call: Call) -> str:
     return json_arguments(call) or "{}"
-
-
-def _answer(message: Message) -> str:
-    """An assistant turn: its text, then its calls with their arguments as they came."""
-    calls = [
-        f'{_CALL}\n{{"name": {json.dumps(call.name)}, "arguments": {_json(call)}}}\n{_CALL_END}'
-        for call in message.calls
-    ]
-    return "\n".join([message.content, *calls] if message.content else calls)
 
 
 def _message(message: Message, aside: Callable[[str], str]) -> dict[str, Any]:

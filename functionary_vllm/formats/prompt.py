@@ -78,7 +78,8 @@ class _Quotes:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.found = specials(tokenizer)
+        texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self.found = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
         self._copy: Tokenizer | None = None
         self._lock = Lock()
 
@@ -99,6 +100,5 @@ def _quotes(tokenizer: Any) -> _Quotes:
 
 
 def specials(tokenizer: Any) -> re.Pattern[str]:
-    """Finds the texts of the tokenizer's special tokens."""
-    texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+    """Finds the texts of the tokenizer's special tokens; compiled once a tokenizer."""
+    return _quotes(tokenizer).found

