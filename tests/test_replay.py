@@ -154,15 +154,32 @@ async def test_cancelling_the_reader_is_an_abort(tokenizer: PreTrainedTokenizerF
     assert (engine.running, engine.aborted) == (0, 1)
 
 
-async def test_requests_of_one_interval_step_together(tokenizer: PreTrainedTokenizerFast) -> None:
+async def test_requests_of_one_interval_step_together(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock of the test's own, whose timers wake a little early: how busy the machine is does not matter."""
     engine = ReplayEngine([Recording("a", (1, 2, 3), interval=0.02)], tokenizer)
     order: list[tuple[str, int]] = []
+    now, turn = 7.013, asyncio.sleep
+    waiting: list[float] = []
+
+    async def sleep(delay: float) -> None:
+        due = now + delay - 1e-9
+        waiting.append(due)
+        while now < due:
+            await turn(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
 
     async def read(name: str) -> None:
         async for step in engine.generate(request(name)):
             order.append((name, step.token_ids[0]))  # noqa: PERF401 (at once: the order is the point)
 
-    await asyncio.gather(read("x"), read("y"))
+    both = asyncio.gather(read("x"), read("y"))
+    while not both.done():
+        await turn(0)
+        now = min((due for due in waiting if due > now), default=now)
     # Whichever comes first on a tick, no request is ever two tokens ahead of the other.
     assert [token_id for _, token_id in order] == [1, 1, 2, 2, 3, 3]
 

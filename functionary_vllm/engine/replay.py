@@ -10,9 +10,10 @@ at the same ticks of the clock, as the members of a batch on a GPU do.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,12 @@ class ReplayEngine:
         try:
             start = size = turn = 0
             loop = asyncio.get_running_loop()
+            ticks = _ticks(loop.time(), recording.interval)
             while live:
                 start, size = start + size, recording.steps[turn % len(recording.steps)]
                 turn += 1
                 # Without an interval still a turn for the others, and a place to be cancelled.
-                await asyncio.sleep(_until_tick(loop.time(), recording.interval))
+                await asyncio.sleep(max(0.0, next(ticks) - loop.time()))
                 ids = token_ids[start : start + size]
                 ended = finish if start + size >= len(token_ids) else None
                 logprobs = _logprobs(ids, start, request.sampling.logprobs, self.vocab_size)
@@ -188,8 +190,10 @@ def _cut(recording: Recording, request: Generation) -> tuple[tuple[int, ...], Fi
     return token_ids, finish
 
 
-def _until_tick(now: float, interval: float) -> float:
-    return interval - now % interval if interval else 0.0
+def _ticks(now: float, interval: float) -> Iterator[float]:
+    """The times of the steps: the clock's multiples of the interval. Counted, as a timer may wake a little early."""
+    first = int(now // interval) + 1 if interval else 0
+    return (tick * interval for tick in itertools.count(first))
 
 
 def _logprobs(
