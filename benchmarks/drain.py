@@ -1,0 +1,156 @@
+"""A load client that costs next to nothing: raw sockets, bytes kept as they come, understood after the clock stops.
+
+In: a request body, how many streams at a time and how many in all. Out: every answer's bytes, and the CPU clock of
+the server at the edges of the whole and of its steady part (each stream has begun, none has ended). `fold` then says
+what an answer held, so that a figure of wrong answers can be thrown away. Refuses to know about servers.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+_BREAK = 0.0005  # between two looks at the sockets: the load leaves the engine its core, and reads in larger pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`streams` requests at a time until there were `answers`."""
+
+    port: int
+    body: bytes
+    streams: int
+    answers: int
+    timeout: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where things stood at one moment: the clock on the wall, the server's CPU, events received."""
+
+    time: float
+    cpu: float
+    events: int
+
+
+@dataclass(slots=True)
+class Drained:
+    """What came back. `steady` is None when there was no moment in which all streams ran."""
+
+    begin: Mark
+    end: Mark
+    answers: list[bytes] = field(default_factory=list)
+    steady: tuple[Mark, Mark] | None = None
+
+
+@dataclass(slots=True)
+class _Stream:
+    parts: list[bytes] = field(default_factory=list)
+    events: int = 0
+
+
+def drain(load: Load, cpu: Callable[[], float]) -> Drained:
+    """Run the load. Raises TimeoutError, ConnectionError."""
+    events = 0
+
+    def mark() -> Mark:
+        return Mark(time.monotonic(), cpu(), events)
+
+    result = Drained(mark(), mark())
+    request = _request(load.body)
+    opened = begun = 0
+    first: Mark | None = None
+    with selectors.DefaultSelector() as selector:
+        while len(result.answers) < load.answers:
+            while opened < load.answers and opened - len(result.answers) < load.streams:
+                connection = socket.create_connection(("127.0.0.1", load.port), 10)
+                connection.sendall(request)
+                connection.setblocking(False)
+                selector.register(connection, selectors.EVENT_READ, _Stream())
+                opened += 1
+            for key, _ in selector.select(1.0):
+                connection, stream = key.fileobj, key.data
+                data = connection.recv(1 << 18)  # type: ignore[union-attr]
+                if not data:
+                    if first and result.steady is None:
+                        result.steady = (first, mark())
+                    selector.unregister(connection)
+                    connection.close()  # type: ignore[union-attr]
+                    result.answers.append(b"".join(stream.parts))
+                    continue
+                stream.parts.append(data)
+                count = data.count(b"\n\n")
+                begun += stream.events < 2 <= stream.events + count  # the first event may be the role alone
+                stream.events += count
+                events += count
+                if begun == load.streams and first is None and not result.answers:
+                    first = mark()
+            if time.monotonic() - result.begin.time > load.timeout:
+                raise TimeoutError(f"{len(result.answers)} of {load.answers} answers after {load.timeout:.0f} s")
+            time.sleep(_BREAK)
+    result.end = mark()
+    return result
+
+
+def _request(body: bytes) -> bytes:
+    head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return b"POST /v1/chat/completions HTTP/1.1\r\n" + head.encode() + b"\r\n\r\n" + body
+
+
+@dataclass(slots=True)
+class Folded:
+    """An answer put together: `done` when the stream ended as it must, `deltas` the events that carried something."""
+
+    text: str = ""
+    name: str = ""
+    arguments: str = ""
+    finish: str = ""
+    deltas: int = 0
+    done: bool = False
+
+
+def fold(answer: bytes) -> Folded:
+    """A streamed or a whole answer. Raises ValueError for what is neither."""
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise ValueError(f"{head[:40]!r} {rest[:200]!r}")
+    body = _unchunked(rest) if b"transfer-encoding: chunked" in head.lower() else rest
+    folded = Folded()
+    if b"text/event-stream" not in head.lower():
+        _add(folded, json.loads(body)["choices"][0], "message")
+        folded.done = True
+        return folded
+    for event in body.decode().split("\n\n"):
+        if event == "data: [DONE]":
+            folded.done = True
+        elif event.startswith("data: ") and (choices := json.loads(event[6:])["choices"]):
+            _add(folded, choices[0], "delta")
+    return folded
+
+
+def _add(folded: Folded, choice: dict[str, Any], key: str) -> None:
+    delta = choice[key]
+    text = delta.get("content") or ""
+    calls = delta.get("tool_calls") or []
+    folded.text += text
+    folded.deltas += bool(text or calls)
+    for call in calls:
+        folded.name += call["function"].get("name") or ""
+        folded.arguments += call["function"].get("arguments") or ""
+    folded.finish = choice.get("finish_reason") or folded.finish
+
+
+def _unchunked(body: bytes) -> bytes:
+    pieces: list[bytes] = []
+    at = 0
+    while at < len(body):
+        line = body.index(b"\r\n", at)
+        size = int(body[at:line], 16)
+        pieces.append(body[line + 2 : line + 2 + size])
+        at = line + 2 + size + 2
+    return b"".join(pieces)
