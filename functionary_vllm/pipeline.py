@@ -1,20 +1,21 @@
-"""Conversation x Format x Engine -> an async iterator of Deltas: the whole way of an answer, without HTTP.
+"""Conversation x Format x Engine -> Deltas: the whole way of an answer, without HTTP.
 
 In: a Conversation, a Sampling. `prepare` (plain CPU work, safe in a thread) renders, tokenises, checks the length
-and picks the constraint; `run` feeds the engine's steps through one decoder a choice. Out: Deltas, the last of each
-choice ending in Finish. Refuses to know OpenAI's shapes, and which engine it drives.
+and picks the constraint; `run` reads the engine's steps with one decoder a choice. Out: Deltas, the last of each
+choice ending in Finish, handed to a plain function in the very call in which the engine hands over the step. Refuses
+to know OpenAI's shapes, and which engine it drives.
 """
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+from functionary_vllm.backlog import Backlog, Lag
 from functionary_vllm.conversation import Conversation, Function
 from functionary_vllm.engine.base import Engine, Generation, Sampling, Step, TokenLogprob
 from functionary_vllm.errors import ContextLengthExceeded, UnknownFunctionCalled
@@ -25,7 +26,7 @@ from functionary_vllm.formats.reading.decoder import Decoder
 from functionary_vllm.formats.reading.machine import PERMISSIVE, Offered, PythonArguments, ReadingPolicy
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as Step: one a token
 class Delta:
     """What one engine step said about one choice.
 
@@ -40,6 +41,9 @@ class Delta:
     logprobs: Sequence[TokenLogprob] | None = None
     cached_tokens: int = 0
     unknown_calls: int = 0
+
+
+TakeDelta = Callable[[Delta], Lag]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,23 +109,36 @@ class Pipeline:
         )
         return Prepared(prompt, generation, conversation, task.max_calls, task.python_arguments)
 
-    async def run(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
-        """Yield Deltas until every choice has finished; leaving the iterator aborts the engine request."""
+    async def run(self, prepared: Prepared, take: TakeDelta, *, whole: bool = False) -> None:
+        """Hand each Delta to `take`; return after the last. Cancelling aborts the engine request.
+
+        When `take` returns an awaitable, the reader lags: what the engine says until that is done is kept as tokens,
+        and comes as one Delta a choice. `whole` says that nobody reads before the end: then the first step comes at
+        once, and the others as one Delta at the end, unless what they say may have to stop the engine.
+        """
         generation = prepared.generation
         choices = [self._choice(prepared) for _ in range(generation.sampling.n)]
-        # aclosing: an iterator that is merely dropped would abort only when it is collected.
-        async with aclosing(self._engine.generate(generation)) as steps:
-            async for step in steps:
-                choice = choices[step.choice]
-                if choice.finished:
-                    continue
-                events, logprobs = choice.feed(step)
-                if choice.finished and step.finish is None:
-                    await self._engine.stop(generation.id, step.choice)
-                unknown = choice.unknown_calls
-                if unknown and self._reading.unknown_function == "error":
-                    raise UnknownFunctionCalled("The model called a function that was not offered to it.")
-                yield Delta(step.choice, events, choice.tokens, logprobs, step.cached_tokens, unknown)
+        unknown_is_error = self._reading.unknown_function == "error"
+
+        def read(step: Step) -> Lag:
+            choice = choices[step.choice]
+            if choice.finished:
+                return None
+            events, logprobs = choice.feed(step)
+            if choice.finished and step.finish is None:
+                self._engine.stop(generation.id, step.choice)
+            unknown = choice.unknown_calls
+            if unknown and unknown_is_error:
+                raise UnknownFunctionCalled("The model called a function that was not offered to it.")
+            return take(Delta(step.choice, events, choice.tokens, logprobs, step.cached_tokens, unknown))
+
+        stoppable = generation.sampling.stop or prepared.max_calls or unknown_is_error
+        backlog = Backlog(read, whole=whole and not stoppable)
+        try:
+            await self._engine.generate(generation, backlog.step)
+            await backlog.finish()
+        finally:
+            backlog.close()
 
     def _choice(self, prepared: Prepared) -> _Choice:
         conversation = prepared.conversation

@@ -1,18 +1,20 @@
 """Fakes for the edges: an engine that plays scripts and remembers what was done to it, and a tokenizer of bytes.
 
-A script is what one `generate` does: Steps are yielded, exceptions raised, HANG waits until the request is left.
+A script is what one `generate` does: Steps are handed out, exceptions raised, HANG waits until the request is left.
+`collect` gathers what an engine hands out, `going` keeps a request under way.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from functionary_vllm.engine.base import Generation, Step, TokenLogprob
+from functionary_vllm.engine.base import Engine, Generation, Step, Take, TokenLogprob
 from functionary_vllm.errors import EngineUnavailable
 from functionary_vllm.events import FinishReason
 
@@ -35,6 +37,32 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, clean_up_tokenization_spaces=False)
 
 
+async def collect(engine: Engine, request: Generation) -> list[Step]:
+    steps: list[Step] = []
+    await engine.generate(request, steps.append)
+    return steps
+
+
+@asynccontextmanager
+async def going(engine: Engine, request: Generation) -> AsyncIterator[list[Step]]:
+    """A request that has had its first step, and what it has had; it is left at the end."""
+    steps: list[Step] = []
+    first = asyncio.Event()
+
+    def take(step: Step) -> None:
+        steps.append(step)
+        first.set()
+
+    task = asyncio.create_task(engine.generate(request, take))
+    try:
+        async with asyncio.timeout(60):
+            await first.wait()
+        yield steps
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 class FakeEngine:
     """Plays `scripts` in turn, the last one again and again.
 
@@ -55,32 +83,34 @@ class FakeEngine:
         self.closed = False
         self.refuse: Callable[[Any], None] = lambda schema: None
 
-    async def generate(self, request: Generation) -> AsyncGenerator[Step]:
+    async def generate(self, request: Generation, take: Take) -> None:
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         self.requests.append(request)
         self.running.add(request.id)
-        ended: set[int] = set()
+        left = set(range(request.sampling.n))
         try:
             for item in script:
                 await asyncio.sleep(0)
+                left -= {choice for name, choice in self.stopped if name == request.id}
+                if not left:
+                    return
                 if item is HANG:
                     await asyncio.Event().wait()
                 if isinstance(item, Exception):
                     raise item
                 assert isinstance(item, Step)
-                if (request.id, item.choice) in self.stopped:
-                    continue
-                if item.finish is not None:
-                    ended.add(item.choice)
-                yield item
-        except (asyncio.CancelledError, GeneratorExit):
-            if len(ended) < request.sampling.n:
+                if item.choice in left:
+                    take(item)
+                    if item.finish is not None:
+                        left.discard(item.choice)
+        except asyncio.CancelledError:
+            if left:
                 self.aborted.append(request.id)
             raise
         finally:
             self.running.discard(request.id)
 
-    async def stop(self, request_id: str, choice: int) -> None:
+    def stop(self, request_id: str, choice: int) -> None:
         self.stopped.append((request_id, choice))
 
     def check_schema(self, schema: Mapping[str, Any] | bool) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 from functionary_vllm.engine.base import Engine, Generation, Sampling, Step
 from functionary_vllm.engine.startup import StartError, start_vllm
 from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest
+from tests.fakes import collect, going
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM and torch warn of their own deprecations while they are imported
@@ -61,9 +62,11 @@ class FakeLLM:
         return "tokenizer"
 
     async def generate(
-        self, prompt: Any, params: Any, request_id: str, lora_request: Any = None, priority: int = 0
+        self, prompt: Any, sampling_params: Any, request_id: str, lora_request: Any = None, priority: int = 0
     ) -> AsyncGenerator[Any, None]:
-        self.asked[request_id] = SimpleNamespace(prompt=prompt, params=params, lora=lora_request, priority=priority)
+        self.asked[request_id] = SimpleNamespace(
+            prompt=prompt, params=sampling_params, lora=lora_request, priority=priority
+        )
         for position in range(self.tokens):
             await asyncio.sleep(0)
             if request_id in self.aborted:
@@ -94,10 +97,6 @@ def generation(**fields: Any) -> Generation:
     return Generation("r", [7, 8], Sampling(**fields), **own)
 
 
-async def collect(steps: AsyncIterator[Step]) -> list[Step]:
-    return [step async for step in steps]
-
-
 def fake(**fields: Any) -> tuple[VllmEngine, FakeLLM]:
     llm = FakeLLM(**fields)
     return VllmEngine(llm, {"adapter": "lora"}), llm  # type: ignore[arg-type, dict-item]
@@ -106,7 +105,7 @@ def fake(**fields: Any) -> tuple[VllmEngine, FakeLLM]:
 async def test_steps_are_deltas_of_token_ids() -> None:
     engine, llm = fake()
     protocol: Engine = engine
-    steps = await collect(protocol.generate(generation()))
+    steps = await collect(protocol, generation())
     assert steps == [Step(0, [0], None, None, 2), Step(0, [1], None, None, 2), Step(0, [2], "length", None, 2)]
     assert llm.asked["r"].prompt["prompt_token_ids"] == [7, 8]
     assert llm.aborted == []
@@ -132,7 +131,7 @@ async def test_vllm_is_told_what_was_asked() -> None:
         priority=3,
     )
     llm.tokens = 0
-    await collect(engine.generate(asked))
+    await collect(engine, asked)
     request = llm.asked["r"]
     params = request.params
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.1, 0.9, 3, 0.2)
@@ -147,13 +146,13 @@ async def test_vllm_is_told_what_was_asked() -> None:
 
 async def test_without_max_tokens_as_many_as_fit() -> None:
     engine, llm = fake(tokens=0)
-    await collect(engine.generate(generation()))
+    await collect(engine, generation())
     assert llm.asked["r"].params.max_tokens is None
 
 
 async def test_each_choice_is_a_request_with_a_seed_of_its_own() -> None:
     engine, llm = fake()
-    steps = await collect(engine.generate(generation(n=3, seed=5)))
+    steps = await collect(engine, generation(n=3, seed=5))
     assert {name: request.params.seed for name, request in llm.asked.items()} == {"r-0": 5, "r-1": 6, "r-2": 7}
     for choice in range(3):
         own = [step for step in steps if step.choice == choice]
@@ -165,16 +164,15 @@ async def test_each_choice_is_a_request_with_a_seed_of_its_own() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 async def test_leaving_aborts_every_choice(count: int) -> None:
     engine, llm = fake(tokens=50)
-    steps = engine.generate(generation(n=count))
-    await anext(steps)
-    await steps.aclose()
+    async with going(engine, generation(n=count)):
+        pass
     assert sorted(set(llm.aborted)) == (["r"] if count == 1 else ["r-0", "r-1"])
 
 
 @pytest.mark.parametrize("count", [1, 2])
 async def test_cancelling_aborts_every_choice(count: int) -> None:
     engine, llm = fake(tokens=10**9)
-    reader = asyncio.create_task(collect(engine.generate(generation(n=count))))
+    reader = asyncio.create_task(collect(engine, generation(n=count)))
     for _ in range(10):
         await asyncio.sleep(0)
     reader.cancel()
@@ -186,33 +184,29 @@ async def test_cancelling_aborts_every_choice(count: int) -> None:
 async def test_stop_ends_one_choice_without_a_word() -> None:
     engine, llm = fake(tokens=6)
     seen: list[tuple[int, str | None]] = []
-    async for step in engine.generate(generation(n=2)):
+
+    def take(step: Step) -> None:
         if not any(choice == 1 for choice, _ in seen) and step.choice == 1:
-            await engine.stop("r", 1)
+            engine.stop("r", 1)
         seen.append((step.choice, step.finish))
+
+    await engine.generate(generation(n=2), take)
     assert [entry for entry in seen if entry[0] == 1] == [(1, None)]
     assert seen[-1] == (0, "length")
     assert set(llm.aborted) == {"r-1"}
-    await engine.stop("r", 0)  # over: ignored
+    engine.stop("r", 0)  # over: ignored
     assert set(llm.aborted) == {"r-1"}
 
 
-async def test_a_choice_that_ran_ahead_is_stopped_as_well() -> None:
-    engine, _ = fake(tokens=6)
-    seen = []
-    async for step in engine.generate(generation(n=2)):
-        seen.append(step.choice)
-        await asyncio.sleep(0.01)  # meanwhile both choices end and wait in the queue
-        await engine.stop("r", 1)
-    assert seen in ([0] * 6, [1] + [0] * 6)
-
-
-async def test_stop_of_the_only_choice_ends_the_iterator() -> None:
+async def test_stop_of_the_only_choice_ends_the_request() -> None:
     engine, llm = fake(tokens=6)
     steps = []
-    async for step in engine.generate(generation()):
+
+    def take(step: Step) -> None:
         steps.append(step)
-        await engine.stop("r", 0)
+        engine.stop("r", 0)
+
+    await engine.generate(generation(), take)
     assert len(steps) == 1
     assert set(llm.aborted) == {"r"}
 
@@ -230,7 +224,7 @@ async def test_stop_of_the_only_choice_ends_the_iterator() -> None:
 async def test_errors_become_ours(error: Exception, expected: type[ApiError], count: int) -> None:
     engine, _ = fake(error=error)
     with pytest.raises(expected) as caught:
-        await collect(engine.generate(generation(n=count)))
+        await collect(engine, generation(n=count))
     if expected is InvalidRequest:
         assert caught.value.message == "too hot"
 
@@ -239,11 +233,11 @@ async def test_the_cause_of_a_failed_generation_decides() -> None:
     wrapped = EngineGenerateError()
     wrapped.__cause__ = ValueError("not like this")
     with pytest.raises(InvalidRequest, match="not like this"):
-        await collect(fake(error=wrapped)[0].generate(generation()))
+        await collect(fake(error=wrapped)[0], generation())
     wrapped = EngineGenerateError()
     wrapped.__cause__ = KeyError("inside")
     with pytest.raises(EngineFailure, match="KeyError"):
-        await collect(fake(error=wrapped)[0].generate(generation()))
+        await collect(fake(error=wrapped)[0], generation())
 
 
 async def test_no_seeds_where_they_could_kill_the_engine() -> None:
@@ -251,20 +245,20 @@ async def test_no_seeds_where_they_could_kill_the_engine() -> None:
     llm.vllm_config.scheduler_config.enable_chunked_prefill = True
     engine = VllmEngine(llm)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="chunked prefill") as caught:
-        await collect(engine.generate(generation(seed=1)))
+        await collect(engine, generation(seed=1))
     assert caught.value.param == "seed"
 
 
 @pytest.mark.parametrize("seed", [2**63 - 1, -(2**63) - 1, 2**80])
 async def test_a_seed_that_does_not_fit_is_refused(seed: int) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        await collect(fake()[0].generate(generation(seed=seed)))
+        await collect(fake()[0], generation(seed=seed))
     assert caught.value.param == "seed"
 
 
 async def test_parameters_vllm_refuses_are_the_clients_error() -> None:
     with pytest.raises(InvalidRequest, match="temperature"):
-        await collect(fake()[0].generate(generation(temperature=-1.0)))
+        await collect(fake()[0], generation(temperature=-1.0))
 
 
 async def test_logprobs_are_exactly_as_many_as_asked() -> None:
@@ -278,11 +272,11 @@ async def test_logprobs_are_exactly_as_many_as_asked() -> None:
             yield output([3, 1], "stop", positions)
 
     engine = VllmEngine(WithLogprobs())  # type: ignore[arg-type]
-    [step] = await collect(engine.generate(generation(logprobs=2)))
+    [step] = await collect(engine, generation(logprobs=2))
     first, second = step.logprobs or ()
     assert (first.token_id, first.logprob, first.top) == (3, -9.0, ((1, -0.5), (2, -1.0)))
     assert (second.token_id, second.logprob, second.top) == (1, -0.1, ((1, -0.1), (4, -9999.0)))
-    [step] = await collect(engine.generate(generation(logprobs=0)))
+    [step] = await collect(engine, generation(logprobs=0))
     assert [entry.top for entry in step.logprobs or ()] == [(), ()]
 
 
@@ -292,7 +286,7 @@ async def test_an_error_at_the_end_of_a_request_is_a_failure() -> None:
             yield output([], "error")
 
     with pytest.raises(EngineFailure):
-        await collect(VllmEngine(Failing()).generate(generation()))  # type: ignore[arg-type]
+        await collect(VllmEngine(Failing()), generation())  # type: ignore[arg-type]
 
 
 async def test_health_follows_the_engine_and_ends_with_close() -> None:
@@ -403,8 +397,8 @@ def tokens(steps: list[Step], choice: int = 0) -> list[int]:
 
 @pytest.mark.engine
 def test_real_generation_is_cut_and_repeats_itself(real: Any) -> None:
-    first = real.run(collect(real.engine.generate(asking(real, "a", max_tokens=8))))
-    again = real.run(collect(real.engine.generate(asking(real, "b", max_tokens=8))))
+    first = real.run(collect(real.engine, asking(real, "a", max_tokens=8)))
+    again = real.run(collect(real.engine, asking(real, "b", max_tokens=8)))
     assert len(tokens(first)) == 8
     assert first[-1].finish == "length"
     assert tokens(first) == tokens(again)
@@ -421,7 +415,7 @@ def test_real_constraint_without_detokenizing(real: Any) -> None:
     }
     content = {"type": "json_schema", "json_schema": schema}
     tag = {"type": "structural_tag", "format": {"type": "tag", "begin": "<call>", "content": content, "end": "</call>"}}
-    steps = real.run(collect(real.engine.generate(asking(real, "tag", max_tokens=80, constraint=json.dumps(tag)))))
+    steps = real.run(collect(real.engine, asking(real, "tag", max_tokens=80, constraint=json.dumps(tag))))
     text = real.engine.tokenizer.decode(tokens(steps), skip_special_tokens=True)
     assert text.startswith("<call>")
     assert list(json.loads(text.removeprefix("<call>").removesuffix("</call>"))) == ["city"]
@@ -431,8 +425,8 @@ def test_real_constraint_without_detokenizing(real: Any) -> None:
 @pytest.mark.engine
 def test_real_choices_logprobs_and_seeds(real: Any) -> None:
     asked = {"temperature": 1.0, "seed": 3, "max_tokens": 6, "logprobs": 2}
-    steps = real.run(collect(real.engine.generate(asking(real, "n", n=2, **asked))))
-    alone = real.run(collect(real.engine.generate(asking(real, "one", **{**asked, "seed": 4}))))
+    steps = real.run(collect(real.engine, asking(real, "n", n=2, **asked)))
+    alone = real.run(collect(real.engine, asking(real, "one", **{**asked, "seed": 4})))
     assert tokens(steps, 1) == tokens(alone)
     for step in steps:
         assert [entry.token_id for entry in step.logprobs or ()] == list(step.token_ids)
@@ -446,24 +440,28 @@ def test_real_choices_logprobs_and_seeds(real: Any) -> None:
 def test_real_refusals_leave_the_engine_in_health(real: Any) -> None:
     for fields in ({"temperature": 9.0}, {"logprobs": 50}, {"max_tokens": 0}, {"constraint": "{}"}):
         with pytest.raises(InvalidRequest):
-            real.run(collect(real.engine.generate(asking(real, "no", **fields))))
+            real.run(collect(real.engine, asking(real, "no", **fields)))
     with pytest.raises(InvalidRequest, match="out of vocabulary"):
-        real.run(collect(real.engine.generate(Generation("no", [10**6], Sampling()))))
+        real.run(collect(real.engine, Generation("no", [10**6], Sampling())))
     real.run(real.engine.check_health())
     assert real.engine.unfinished() == 0
 
 
 @pytest.mark.engine
-def test_real_leaving_and_stopping_free_the_engine(real: Any) -> None:
+@pytest.mark.parametrize("logprobs", [None, 0], ids=["handed out", "iterated"])
+def test_real_leaving_and_stopping_free_the_engine(real: Any, logprobs: int | None) -> None:
     async def leave_and_stop() -> list[Step]:
-        left = real.engine.generate(asking(real, "left", n=2, max_tokens=1500, ignore_eos=True))
-        await anext(left)
-        await left.aclose()
-        seen = []
-        async for step in real.engine.generate(asking(real, "stopped", n=2, max_tokens=12, ignore_eos=True)):
+        async with going(real.engine, asking(real, "left", n=2, max_tokens=1500, ignore_eos=True, logprobs=logprobs)):
+            pass
+        seen: list[Step] = []
+
+        def take(step: Step) -> None:
             if step.choice == 1:
-                await real.engine.stop("stopped", 1)
+                real.engine.stop("stopped", 1)
             seen.append(step)
+
+        asked = asking(real, "stopped", n=2, max_tokens=12, ignore_eos=True, logprobs=logprobs)
+        await real.engine.generate(asked, take)
         return seen
 
     seen = real.run(leave_and_stop())

@@ -20,7 +20,7 @@ from functionary_vllm.conversation import REQUIRED, Choice, Conversation, Functi
 from functionary_vllm.engine.base import Sampling
 from functionary_vllm.events import Finish, merge
 from functionary_vllm.formats import get_format
-from functionary_vllm.pipeline import Pipeline, Task
+from functionary_vllm.pipeline import Delta, Pipeline, Task
 from functionary_vllm.serving.launch import start_engine, with_model
 from functionary_vllm.settings import Settings
 from tests import strategies as make
@@ -74,7 +74,9 @@ async def forced(pipeline: Pipeline, name: str, choice: Choice, temperature: flo
     sampling = Sampling(max_tokens=400, temperature=temperature, seed=7)
     prepared = pipeline.prepare(Task(f"{name} {choice} {temperature}", conversation, sampling, max_calls=1))
     assert prepared.generation.constraint is not None
-    events = merge([event async for delta in pipeline.run(prepared) for event in delta.events])
+    deltas: list[Delta] = []
+    await pipeline.run(prepared, deltas.append)
+    events = merge(event for delta in deltas for event in delta.events)
     assert events[-1] == Finish("stop"), (name, choice, events)
     ((called, arguments),) = make.told(events).calls
     assert called in ("get_weather", "get")

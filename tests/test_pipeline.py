@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from functionary_vllm.backlog import Lag
 from functionary_vllm.conversation import AUTO, Choice, Conversation, Function, Message
 from functionary_vllm.engine.base import Sampling, Step
 from functionary_vllm.errors import ContextLengthExceeded
@@ -33,7 +33,10 @@ def task(
 
 async def answer(engine: FakeEngine, asked: Task) -> list[Delta]:
     pipeline = Pipeline(get_format("hermes", engine.tokenizer), engine)
-    return [delta async for delta in pipeline.run(pipeline.prepare(asked))]
+    deltas: list[Delta] = []
+    async with asyncio.timeout(5):
+        await pipeline.run(pipeline.prepare(asked), deltas.append)
+    return deltas
 
 
 def events(deltas: list[Delta], choice: int = 0) -> list[Event]:
@@ -63,21 +66,9 @@ async def test_the_last_call_stops_the_engine(step: int) -> None:
     engine.scripts = [
         [*engine.play(CALL + "\n" + CALL, step=step)[:-1], HANG] if step == 1 else engine.play(CALL + CALL, step=step)
     ]
-    deltas = await asyncio.wait_for(answer_stopping(engine, task(max_calls=1)), 5)
+    deltas = await answer(engine, task(max_calls=1))
     assert events(deltas) == [*CALL_EVENTS, Finish("stop")]
     assert engine.stopped == ([("r1", 0)] if step == 1 else [])
-
-
-async def answer_stopping(engine: FakeEngine, asked: Task) -> list[Delta]:
-    """As `answer`, for an engine that goes on until it is left."""
-    pipeline = Pipeline(get_format("hermes", engine.tokenizer), engine)
-    deltas = []
-    async with aclosing(pipeline.run(pipeline.prepare(asked))) as run:
-        async for delta in run:
-            deltas.append(delta)
-            if any(isinstance(event, Finish) for event in delta.events):
-                break
-    return deltas
 
 
 @pytest.mark.parametrize("step", [1, 2, 1000])
@@ -110,10 +101,68 @@ async def test_leaving_aborts_the_engine_request() -> None:
     engine = FakeEngine()
     engine.scripts = [[*engine.play("Hello")[:2], HANG]]
     pipeline = Pipeline(get_format("hermes", engine.tokenizer), engine)
-    async with aclosing(pipeline.run(pipeline.prepare(task()))) as run:
-        await anext(run)
+    begun = asyncio.Event()
+    running = asyncio.create_task(pipeline.run(pipeline.prepare(task()), lambda delta: begun.set()))
+    await asyncio.wait_for(begun.wait(), 5)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
     assert engine.aborted == ["r1"]
     assert not engine.running
+
+
+async def test_what_the_reader_raises_ends_the_request() -> None:
+    engine = FakeEngine()
+    engine.scripts = [[*engine.play("Hello")[:2], HANG]]
+    pipeline = Pipeline(get_format("hermes", engine.tokenizer), engine)
+
+    def refuse(delta: Delta) -> None:
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        await asyncio.wait_for(pipeline.run(pipeline.prepare(task()), refuse), 5)
+    assert not engine.running
+
+
+@pytest.mark.parametrize("lags_at", [1, 2, 30])
+async def test_a_reader_that_lags_gets_the_rest_in_one(lags_at: int) -> None:
+    engine = FakeEngine()
+    engine.scripts = [engine.play("Sure.\n" + CALL)]
+    pipeline = Pipeline(get_format("hermes", engine.tokenizer), engine)
+    deltas: list[Delta] = []
+    again = asyncio.Event()
+
+    async def later() -> None:
+        await again.wait()
+
+    def take(delta: Delta) -> Lag:
+        deltas.append(delta)
+        return later() if len(deltas) == lags_at else None
+
+    running = asyncio.create_task(pipeline.run(pipeline.prepare(task()), take))
+    while engine.running or not engine.requests:  # noqa: ASYNC110 - there is nothing to wait on in what is observed
+        await asyncio.sleep(0)
+    assert len(deltas) == lags_at
+    again.set()
+    await asyncio.wait_for(running, 5)
+    assert len(deltas) == lags_at + 1
+    assert events(deltas) == [Text("Sure."), *CALL_EVENTS, Finish("stop")]
+
+
+@pytest.mark.parametrize("asked", [{}, {"sampling": Sampling(n=2)}, {"sampling": Sampling(stop=("never",))}])
+async def test_whole_answers_are_the_same_events(asked: dict[str, Any]) -> None:
+    """Read at once at the end, but for the first step; token by token where a stop string may come."""
+    engine = FakeEngine()
+    two = [step for pair in zip(engine.play(CALL), engine.play(CALL, choice=1), strict=True) for step in pair]
+    engine.scripts = [two if "sampling" in asked and asked["sampling"].n == 2 else engine.play(CALL)]
+    pipeline = Pipeline(get_format("hermes", engine.tokenizer), engine)
+    deltas: list[Delta] = []
+    await pipeline.run(pipeline.prepare(task(**asked)), deltas.append, whole=True)
+    choices = asked.get("sampling", Sampling()).n
+    for choice in range(choices):
+        assert events(deltas, choice) == [*CALL_EVENTS, Finish("stop")]
+    if not asked.get("sampling", Sampling()).stop:
+        assert len(deltas) == 1 + choices
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 1000])

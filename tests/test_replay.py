@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from functionary_vllm.engine.base import Engine, Generation, Sampling, Step
 from functionary_vllm.engine.replay import Recording, RecordingError, ReplayEngine, load_recordings
 from functionary_vllm.errors import EngineUnavailable, InvalidRequest
+from tests.fakes import collect, going
 
 TOKENS = Recording("a", (1, 2, 3, 4, 5))
 
@@ -33,12 +34,8 @@ def request(name: str = "r", recording: str | None = None, **fields: Any) -> Gen
     return Generation(name, [1], Sampling(**fields), stop_token_ids=stop_token_ids, metadata=metadata)
 
 
-async def collect(steps: AsyncIterator[Step]) -> list[Step]:
-    return [step async for step in steps]
-
-
 async def played(engine: ReplayEngine, generation: Generation) -> tuple[list[list[int]], str | None]:
-    steps = await collect(engine.generate(generation))
+    steps = await collect(engine, generation)
     return [list(step.token_ids) for step in steps], steps[-1].finish
 
 
@@ -50,7 +47,7 @@ def write(folder: Path, *lines: str) -> Path:
 
 async def test_is_an_engine_and_plays_the_recording(tokenizer: PreTrainedTokenizerFast) -> None:
     engine: Engine = ReplayEngine([TOKENS], tokenizer)
-    steps = await collect(engine.generate(request()))
+    steps = await collect(engine, request())
     assert [list(step.token_ids) for step in steps] == [[1], [2], [3], [4], [5]]
     assert [step.finish for step in steps] == [None] * 4 + ["stop"]
     assert all(step.logprobs is None for step in steps)
@@ -100,13 +97,13 @@ async def test_recordings_are_named_or_served_in_turn(tokenizer: PreTrainedToken
 async def test_an_unknown_recording_is_the_clients_error(tokenizer: PreTrainedTokenizerFast) -> None:
     engine = ReplayEngine([TOKENS], tokenizer)
     with pytest.raises(InvalidRequest, match="'nope'") as caught:
-        await collect(engine.generate(request(recording="nope")))
+        await collect(engine, request(recording="nope"))
     assert caught.value.param == "metadata.recording"
     assert engine.running == 0
 
 
 async def test_every_choice_plays_the_recording(tokenizer: PreTrainedTokenizerFast) -> None:
-    steps = await collect(ReplayEngine([TOKENS], tokenizer).generate(request(n=3)))
+    steps = await collect(ReplayEngine([TOKENS], tokenizer), request(n=3))
     for choice in range(3):
         own = [step for step in steps if step.choice == choice]
         assert [token_id for step in own for token_id in step.token_ids] == [1, 2, 3, 4, 5]
@@ -116,10 +113,13 @@ async def test_every_choice_plays_the_recording(tokenizer: PreTrainedTokenizerFa
 async def test_stop_ends_one_choice_and_leaves_the_others(tokenizer: PreTrainedTokenizerFast) -> None:
     engine = ReplayEngine([TOKENS], tokenizer)
     seen: list[tuple[int, int]] = []
-    async for step in engine.generate(request(n=2)):
+
+    def take(step: Step) -> None:
         seen.append((step.choice, step.token_ids[0]))
         if seen[-1] == (0, 2):
-            await engine.stop("r", 1)
+            engine.stop("r", 1)
+
+    await engine.generate(request(n=2), take)
     assert seen == [(0, 1), (1, 1), (0, 2), (0, 3), (0, 4), (0, 5)]
     assert engine.aborted == 0
 
@@ -127,25 +127,39 @@ async def test_stop_ends_one_choice_and_leaves_the_others(tokenizer: PreTrainedT
 async def test_stop_of_the_only_choice_ends_without_error(tokenizer: PreTrainedTokenizerFast) -> None:
     engine = ReplayEngine([TOKENS], tokenizer)
     seen = []
-    async for step in engine.generate(request()):
+
+    def take(step: Step) -> None:
         seen.append(step.token_ids[0])
-        await engine.stop("r", 0)
+        engine.stop("r", 0)
+
+    await engine.generate(request(), take)
     assert seen == [1]
-    await engine.stop("unknown", 0)
+    engine.stop("unknown", 0)
+
+
+async def test_what_the_taker_raises_ends_its_request_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    engine = ReplayEngine([TOKENS], tokenizer)
+
+    def refuse(step: Step) -> None:
+        raise RuntimeError("no more")
+
+    other = asyncio.create_task(collect(engine, request("other")))
+    with pytest.raises(RuntimeError, match="no more"):
+        await engine.generate(request("r"), refuse)
+    assert len(await other) == 5
+    assert engine.running == 0
 
 
 async def test_leaving_is_counted_as_an_abort(tokenizer: PreTrainedTokenizerFast) -> None:
     engine = ReplayEngine([TOKENS], tokenizer)
-    steps = engine.generate(request())
-    await anext(steps)
-    assert engine.running == 1
-    await steps.aclose()  # type: ignore[attr-defined]
+    async with going(engine, request()):
+        assert engine.running == 1
     assert (engine.running, engine.aborted) == (0, 1)
 
 
 async def test_cancelling_the_reader_is_an_abort(tokenizer: PreTrainedTokenizerFast) -> None:
     engine = ReplayEngine([Recording("a", (1, 2), interval=60.0)], tokenizer)
-    reader = asyncio.create_task(collect(engine.generate(request())))
+    reader = asyncio.create_task(collect(engine, request()))
     await asyncio.sleep(0)
     assert engine.running == 1
     reader.cancel()
@@ -172,9 +186,8 @@ async def test_requests_of_one_interval_step_together(
     monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
 
-    async def read(name: str) -> None:
-        async for step in engine.generate(request(name)):
-            order.append((name, step.token_ids[0]))  # noqa: PERF401 (at once: the order is the point)
+    def read(name: str) -> Awaitable[None]:
+        return engine.generate(request(name), lambda step: order.append((name, step.token_ids[0])))
 
     both = asyncio.gather(read("x"), read("y"))
     while not both.done():
@@ -186,15 +199,15 @@ async def test_requests_of_one_interval_step_together(
 
 async def test_logprobs_are_synthetic_but_well_formed(tokenizer: PreTrainedTokenizerFast) -> None:
     engine = ReplayEngine([Recording("a", (1, 2, 3), steps=(2,))], tokenizer)
-    steps = await collect(engine.generate(request(logprobs=2)))
+    steps = await collect(engine, request(logprobs=2))
     entries = [entry for step in steps for entry in step.logprobs or ()]
     assert [entry.token_id for entry in entries] == [1, 2, 3]
     for entry in entries:
         assert len(entry.top) == 2
         assert entry.top[0] == (entry.token_id, entry.logprob)
         assert entry.top[1][1] < entry.logprob < 0
-    assert steps == await collect(engine.generate(request(logprobs=2)))
-    alone = await collect(engine.generate(request(logprobs=0)))
+    assert steps == await collect(engine, request(logprobs=2))
+    alone = await collect(engine, request(logprobs=0))
     assert [entry.top for entry in alone[0].logprobs or ()] == [(), ()]
 
 
@@ -205,7 +218,7 @@ async def test_a_closed_engine_is_unavailable(tokenizer: PreTrainedTokenizerFast
     with pytest.raises(EngineUnavailable):
         await engine.check_health()
     with pytest.raises(EngineUnavailable):
-        await collect(engine.generate(request()))
+        await collect(engine, request())
 
 
 def test_text_is_encoded_with_its_special_tokens(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

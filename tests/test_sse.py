@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
 
 from functionary_vllm.api.connection import ClientLeft, while_connected
-from functionary_vllm.api.sse import DONE, EventStream, error_event
+from functionary_vllm.api.sse import DONE, EventStream, Write, at_once, error_event
 from functionary_vllm.errors import EngineFailure, InvalidRequest
 
 SCOPE = {"type": "http", "method": "POST", "path": "/", "headers": []}
@@ -38,22 +38,22 @@ class Client:
 
 
 class Source:
-    """A stream of writes that remembers whether it was closed early; None waits for ever."""
+    """An answer that writes these, and remembers whether it was left early; None waits for ever."""
 
     def __init__(self, *items: bytes | Exception | None) -> None:
         self._items = items
         self.left = False
 
-    async def writes(self) -> AsyncGenerator[bytes]:
+    async def answer(self, write: Write) -> None:
         try:
             for item in self._items:
                 if item is None:
                     await asyncio.Event().wait()
                 elif isinstance(item, Exception):
                     raise item
-                else:
-                    yield item
-        except (asyncio.CancelledError, GeneratorExit):
+                elif (lag := write(item)) is not None:
+                    await lag
+        except asyncio.CancelledError:
             self.left = True
             raise
 
@@ -66,7 +66,7 @@ async def until(condition: Any) -> None:
 
 async def test_one_send_a_write_and_done_at_the_end() -> None:
     client = Client()
-    await EventStream(Source(b"a", b"", b"b").writes(), {"x-a": "b"})(SCOPE, client.receive, client.send)
+    await EventStream(Source(b"a", b"", b"b").answer, {"x-a": "b"})(SCOPE, client.receive, client.send)
     start, *_ = client.sent
     assert start["type"] == "http.response.start"
     assert start["status"] == 200
@@ -82,13 +82,13 @@ async def test_one_send_a_write_and_done_at_the_end() -> None:
 async def test_status_waits_for_the_first_write() -> None:
     client = Client()
     with pytest.raises(InvalidRequest):
-        await EventStream(Source(InvalidRequest("no")).writes())(SCOPE, client.receive, client.send)
+        await EventStream(Source(InvalidRequest("no")).answer)(SCOPE, client.receive, client.send)
     assert client.sent == []
 
 
 async def test_a_silent_first_step_sends_the_status() -> None:
     client, source = Client(), Source(b"", None)
-    task = asyncio.create_task(EventStream(source.writes())(SCOPE, client.receive, client.send))
+    task = asyncio.create_task(EventStream(source.answer)(SCOPE, client.receive, client.send))
     await until(lambda: client.sent)
     assert client.bodies == []
     client.leave()
@@ -99,7 +99,7 @@ async def test_a_silent_first_step_sends_the_status() -> None:
 @pytest.mark.parametrize("items", [(None,), (b"a", None)], ids=["before the first step", "in the middle"])
 async def test_a_client_that_leaves_closes_the_source(items: tuple[bytes | None, ...]) -> None:
     client, source = Client(), Source(*items)
-    task = asyncio.create_task(EventStream(source.writes())(SCOPE, client.receive, client.send))
+    task = asyncio.create_task(EventStream(source.answer)(SCOPE, client.receive, client.send))
     await until(lambda: len(client.bodies) == len(items) - 1)
     client.leave()
     with pytest.raises(ClientLeft):
@@ -116,7 +116,7 @@ async def test_a_client_that_leaves_during_a_blocked_send_closes_the_source() ->
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    task = asyncio.create_task(EventStream(source.writes())(SCOPE, client.receive, send))
+    task = asyncio.create_task(EventStream(source.answer)(SCOPE, client.receive, send))
     await until(lambda: client.bodies)
     client.leave()
     with pytest.raises(ClientLeft):
@@ -124,9 +124,48 @@ async def test_a_client_that_leaves_during_a_blocked_send_closes_the_source() ->
     assert source.left
 
 
+async def test_a_write_is_sent_before_it_returns_and_says_when_the_client_lags() -> None:
+    client, again = Client(), asyncio.Event()
+    lags: list[Awaitable[None] | None] = []
+
+    async def send(message: Any) -> None:
+        if message.get("body") == b"b":
+            await again.wait()
+            await again.wait()
+        await client.send(message)
+
+    async def answer(write: Write) -> None:
+        lags.extend(map(write, (b"a", b"b")))
+        assert client.bodies == [b"a"]
+        again.set()
+        assert lags[1] is not None
+        await lags[1]
+
+    await EventStream(answer)(SCOPE, client.receive, send)
+    assert lags[0] is None
+    assert client.bodies == [b"a", b"b", DONE]
+
+
+async def test_what_a_send_waits_for_may_fail() -> None:
+    failing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def send() -> None:
+        try:
+            await failing
+        except OSError:
+            await asyncio.sleep(0)
+            raise
+
+    rest = at_once(send())
+    assert rest is not None
+    failing.set_exception(OSError("gone"))
+    with pytest.raises(OSError, match="gone"):
+        await rest
+
+
 async def test_a_cancellation_from_outside_stays_one() -> None:
     client, source = Client(), Source(None)
-    task = asyncio.create_task(EventStream(source.writes())(SCOPE, client.receive, client.send))
+    task = asyncio.create_task(EventStream(source.answer)(SCOPE, client.receive, client.send))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

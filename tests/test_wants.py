@@ -190,7 +190,9 @@ async def test_want_10_forced_calls_with_and_without_thoughts(choice: Choice, th
     thought = {True: "Hm.\n</think>\n\n", None: "<think>\nHm.\n</think>\n\n", False: ""}[thinking]
     assert opened == {True: "<think>\n", None: ""}.get(thinking, fmt.opened(conversation))
     engine.scripts = [engine.play(thought + call[0 if thinking is not False else len(opened) :], step=step)]
-    said = merge([event for delta in [d async for d in pipeline.run(prepared)] for event in delta.events])
+    deltas: list[Delta] = []
+    await pipeline.run(prepared, deltas.append)
+    said = merge(event for delta in deltas for event in delta.events)
     assert [event for event in said if isinstance(event, Reasoning)] == ([Reasoning("Hm.")] if thought else [])
     assert make.told(said) == make.Answer("", (WEATHER,))
     rule = prepared.generation.constraint

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Awaitable
 from typing import Any
 from urllib.parse import quote
 
@@ -25,10 +24,10 @@ from functionary_vllm.api.chat_writer import ChatAnswer, ChatChunks
 from functionary_vllm.api.connection import while_connected
 from functionary_vllm.api.described import described_body
 from functionary_vllm.api.service import Service
-from functionary_vllm.api.sse import EventStream
+from functionary_vllm.api.sse import EventStream, Write
 from functionary_vllm.errors import InvalidRequest
 from functionary_vllm.metrics import Observation
-from functionary_vllm.pipeline import Prepared, Task
+from functionary_vllm.pipeline import Delta, Prepared, Task
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +58,13 @@ async def _create(service: Service, request: Request) -> Response:
     task, prepared = await asyncio.to_thread(_prepare, chat, service)
     shape = answer_shape(chat, service, task, len(prepared.generation.prompt_ids))
     if chat.stream:
-        return EventStream(_writes(service, prepared, ChatChunks(shape), begin), headers)
+        chunks = ChatChunks(shape)
+        return EventStream(lambda write: _answer(service, prepared, chunks, write, begin), headers)
+    whole = ChatAnswer(shape)
+    body: list[bytes] = []
     async with while_connected(request.receive):
-        body = b"".join([data async for data in _writes(service, prepared, ChatAnswer(shape), begin)])
-    return Response(body, headers=headers, media_type="application/json")
+        await _answer(service, prepared, whole, body.append, begin)
+    return Response(b"".join(body), headers=headers, media_type="application/json")
 
 
 def _prepare(chat: ChatRequest, service: Service) -> tuple[Task, Prepared]:
@@ -70,20 +72,24 @@ def _prepare(chat: ChatRequest, service: Service) -> tuple[Task, Prepared]:
     return task, service.pipeline.prepare(task)
 
 
-async def _writes(
-    service: Service, prepared: Prepared, writer: ChatChunks | ChatAnswer, begin: float
-) -> AsyncGenerator[bytes]:
-    """What the writer makes of the pipeline's Deltas. Whoever leaves early is counted, and closes the pipeline."""
+async def _answer(
+    service: Service, prepared: Prepared, writer: ChatChunks | ChatAnswer, write: Write, begin: float
+) -> None:
+    """Write what the writer makes of the pipeline's Deltas. Whoever leaves early is counted."""
     tally = writer.tally
-    observation = Observation(begin, stream=isinstance(writer, ChatChunks), choices=len(tally.finish))
+    stream = isinstance(writer, ChatChunks)
+    observation = Observation(begin, stream=stream, choices=len(tally.finish))
+
+    def take(delta: Delta) -> Awaitable[None] | None:
+        observation.step(delta)
+        return write(writer.write(delta))
+
     left = False
     try:
-        async with aclosing(service.pipeline.run(prepared)) as deltas:
-            async for delta in deltas:
-                observation.step(delta)
-                yield writer.write(delta)
-        yield writer.end()
-    except (asyncio.CancelledError, GeneratorExit):
+        await service.pipeline.run(prepared, take, whole=not stream)
+        if (lag := write(writer.end())) is not None:
+            await lag
+    except asyncio.CancelledError:
         left = True
         raise
     finally:

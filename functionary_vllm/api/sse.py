@@ -1,15 +1,16 @@
 """Server-sent events as an ASGI response: one write an engine step, one task a request.
 
-In: an async iterator of byte strings, each whole events. Out: the status is sent only when the first of them is
-there, so that a refusal keeps its HTTP code; every stream ends in `data: [DONE]`. An error leaves this module as an
-exception, before or after the first byte: `api/border.py` decides in one place how it is told. A client that leaves
-closes the iterator. Refuses to know what the events say.
+In: a coroutine that calls `write` with byte strings, each whole events. Out: the status is sent only when the first
+of them is there, so that a refusal keeps its HTTP code; every stream ends in `data: [DONE]`. A write reaches the
+server before it returns; only where that waits, because the client lags, is there something to await. An error leaves
+this module as an exception, before or after the first byte: `api/border.py` decides in one place how it is told. A
+client that leaves cancels the coroutine. Refuses to know what the events say.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,6 +20,7 @@ from functionary_vllm.api.wire import dumps
 from functionary_vllm.errors import ApiError
 
 DONE = b"data: [DONE]\n\n"
+Write = Callable[[bytes], Awaitable[None] | None]
 MEDIA_TYPE = "text/event-stream"
 
 
@@ -28,12 +30,12 @@ def error_event(error: ApiError) -> bytes:
 
 
 class EventStream(Response):
-    """Sends what `writes` yields as it comes; an empty write only counts as a sign of life."""
+    """Sends what `answer` writes, each write as it comes; an empty one only counts as a sign of life."""
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, writes: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None) -> None:
-        self._writes = writes
+    def __init__(self, answer: Callable[[Write], Awaitable[None]], headers: Mapping[str, str] | None = None) -> None:
+        self._answer = answer
         self.status_code = 200
         self.background = None
         # A proxy that buffers or caches would undo the streaming.
@@ -41,11 +43,53 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
-        async with while_connected(receive), aclosing(self._writes):
-            async for data in self._writes:
-                if not started:
-                    started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                if data:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        async def start(data: bytes) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if data:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        def write(data: bytes) -> Awaitable[None] | None:
+            nonlocal started
+            if not started:
+                started = True
+                return at_once(start(data))
+            return at_once(send({"type": "http.response.body", "body": data, "more_body": True})) if data else None
+
+        async with while_connected(receive):
+            await self._answer(write)
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+
+def at_once(sending: Awaitable[None]) -> Awaitable[None] | None:
+    """Run an awaitable up to where it waits. None when it did not: an ASGI send waits only for a client that lags.
+
+    What is returned is its rest, to be awaited.
+    """
+    begun: Any = sending.__await__()
+    try:
+        waits_for = next(begun)
+    except StopIteration:
+        return None
+    return _Rest(begun, waits_for)
+
+
+class _Rest:
+    """The rest of an awaitable that waits: it is told how that ended, and what it waits for next is passed on."""
+
+    def __init__(self, begun: Any, waits_for: Any) -> None:
+        self._begun = begun
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waits_for = self._waits_for
+        while True:
+            try:
+                try:
+                    told = yield waits_for
+                except BaseException as error:
+                    waits_for = self._begun.throw(error)
+                else:
+                    waits_for = self._begun.send(told)
+            except StopIteration:
+                return

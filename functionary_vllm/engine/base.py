@@ -1,12 +1,13 @@
 """The engine protocol: token ids in, token ids out, nothing else crosses.
 
-In: a Generation. Out: Steps, deltas only. Refuses to know text, formats and HTTP. An engine that is left (its
-iterator closed or its task cancelled) stops generating by itself.
+In: a Generation. Out: Steps, deltas only, each handed to a plain function as it comes: between the engine and the
+client's socket there is no task, no queue and no future a token. Refuses to know text, formats and HTTP. A request
+whose `generate` is cancelled is aborted.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -57,7 +58,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would double what making one a token costs
 class Step:
     """What one engine step added to one choice. `token_ids` may be any number, a stop token included."""
 
@@ -68,6 +69,9 @@ class Step:
     cached_tokens: int = 0  # prompt tokens that came out of the prefix cache
 
 
+Take = Callable[[Step], None]
+
+
 class Engine(Protocol):
     """What the pipeline and the API need of an engine."""
 
@@ -76,15 +80,16 @@ class Engine(Protocol):
     vocab_size: int
     model_type: str  # of the model's config.json; empty where there is none
 
-    def generate(self, request: Generation) -> AsyncGenerator[Step, None]:
-        """Yield Steps until each of the n choices has had one with `finish`.
+    async def generate(self, request: Generation, take: Take) -> None:
+        """Hand each Step to `take` as it comes; return when each of the n choices has had one with `finish`.
 
+        `take` must not block; what it raises ends this request, and is raised here. Cancelling aborts the request.
         Raises InvalidRequest before the first step when the engine refuses the request, EngineFailure when this
         request failed, EngineUnavailable when the engine is gone.
         """
         ...
 
-    async def stop(self, request_id: str, choice: int) -> None:
+    def stop(self, request_id: str, choice: int) -> None:
         """End one choice of a running request early; no more Steps of it follow. Unknown ids are ignored."""
         ...
 

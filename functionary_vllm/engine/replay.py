@@ -3,8 +3,8 @@
 In: recordings, one JSON object a line, and a tokenizer. Out: the Steps a real engine would have sent. A request names
 its recording in `metadata["recording"]`; one that does not gets the next in turn. max_tokens, stop tokens, n, stop()
 and leaving behave as in the real engine; a constraint is not enforced, since what is played was already said, and
-logprobs are made up (they depend on the position only, so that a test can know them). Requests of one interval step
-at the same ticks of the clock, as the members of a batch on a GPU do.
+logprobs are made up (they depend on the position only, so that a test can know them). Requests of one interval are
+a batch, as on a GPU: they step together, at the same ticks of the clock.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import asyncio
 import itertools
 import json
 import math
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from functionary_vllm.engine.base import Generation, Step, TokenLogprob
+from functionary_vllm.engine.base import Generation, Sampling, Step, Take, TokenLogprob
 from functionary_vllm.errors import EngineUnavailable, InvalidRequest
 from functionary_vllm.events import FinishReason
 
@@ -125,38 +125,45 @@ class ReplayEngine:
         self._recordings = list(recordings)
         self._by_id = {recording.id: recording for recording in recordings}
         self._turn = 0
-        self._live: dict[str, set[int]] = {}  # request -> choices still to be played
+        self._playing: dict[str, _Playing] = {}
+        self._batches: dict[float, list[_Playing]] = {}  # by their interval
+        self._drivers: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def generate(self, request: Generation) -> AsyncGenerator[Step, None]:
+    async def generate(self, request: Generation, take: Take) -> None:
         await self.check_health()
-        recording = self._choose(request)
-        token_ids, finish = _cut(recording, request)
-        live = self._live[request.id] = set(range(request.sampling.n))
+        playing = _Playing(_cut(self._choose(request), request), request.sampling, take, self.vocab_size)
+        self._playing[request.id] = playing
+        self._join_batch(playing)
         self.running += 1
-        finished = False
         try:
-            start = size = turn = 0
-            loop = asyncio.get_running_loop()
-            ticks = _ticks(loop.time(), recording.interval)
-            while live:
-                start, size = start + size, recording.steps[turn % len(recording.steps)]
-                turn += 1
-                # Without an interval still a turn for the others, and a place to be cancelled.
-                await asyncio.sleep(max(0.0, next(ticks) - loop.time()))
-                ids = token_ids[start : start + size]
-                ended = finish if start + size >= len(token_ids) else None
-                logprobs = _logprobs(ids, start, request.sampling.logprobs, self.vocab_size)
-                for choice in sorted(live):
-                    if choice in live:  # stop() may have been called since the sort
-                        yield Step(choice, ids, ended, logprobs)
-                if ended is not None:
-                    break
-            finished = True
+            await playing.ended
         finally:
             self.running -= 1
-            self.aborted += not finished
-            self._live.pop(request.id, None)
+            self.aborted += bool(playing.choices)
+            playing.choices.clear()
+            self._playing.pop(request.id, None)
+
+    def _join_batch(self, playing: _Playing) -> None:
+        interval = playing.recording.interval
+        if interval not in self._batches:
+            self._batches[interval] = []
+            driver = asyncio.create_task(self._drive(interval))
+            self._drivers.add(driver)
+            driver.add_done_callback(self._drivers.discard)
+        self._batches[interval].append(playing)
+
+    async def _drive(self, interval: float) -> None:
+        """Step a batch as long as it has members."""
+        loop = asyncio.get_running_loop()
+        ticks = _ticks(loop.time(), interval)
+        while batch := self._batches[interval]:
+            # Without an interval still a turn for the others.
+            await asyncio.sleep(max(0.0, next(ticks) - loop.time()))
+            for playing in batch:
+                playing.step()
+            self._batches[interval] = [playing for playing in self._batches[interval] if playing.choices]
+        del self._batches[interval]
 
     def _choose(self, request: Generation) -> Recording:
         name = request.metadata.get("recording")
@@ -167,8 +174,9 @@ class ReplayEngine:
             raise InvalidRequest(f"There is no recording {name!r}.", param="metadata.recording")
         return self._by_id[name]
 
-    async def stop(self, request_id: str, choice: int) -> None:
-        self._live.get(request_id, set()).discard(choice)
+    def stop(self, request_id: str, choice: int) -> None:
+        if playing := self._playing.get(request_id):
+            playing.leave(choice)
 
     def check_schema(self, schema: Mapping[str, Any] | bool) -> None:
         """Nothing is enforced here, so nothing is refused."""
@@ -179,18 +187,60 @@ class ReplayEngine:
 
     async def close(self) -> None:
         self._closed = True
+        for driver in self._drivers:
+            driver.cancel()
 
 
-def _cut(recording: Recording, request: Generation) -> tuple[tuple[int, ...], FinishReason]:
-    """The tokens that are played, and why they end: a stop token or max_tokens may come before the end."""
+class _Playing:
+    """One request being played. `choices` are those still under way; `ended` is done when none is left."""
+
+    def __init__(self, recording: Recording, sampling: Sampling, take: Take, vocab_size: int) -> None:
+        self.recording = recording
+        self.choices = list(range(sampling.n))
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._logprobs = sampling.logprobs
+        self._take = take
+        self._vocab_size = vocab_size
+        self._start = self._turn = 0
+
+    def step(self) -> None:
+        recording, start = self.recording, self._start
+        end = self._start = start + recording.steps[self._turn % len(recording.steps)]
+        self._turn += 1
+        ids = recording.token_ids[start:end]
+        finish = recording.finish if end >= len(recording.token_ids) else None
+        logprobs = _logprobs(ids, start, self._logprobs, self._vocab_size)
+        for choice in tuple(self.choices):
+            if choice in self.choices:  # stop() may have been called since
+                self._hand(Step(choice, ids, finish, logprobs))
+
+    def _hand(self, step: Step) -> None:
+        try:
+            self._take(step)
+        except Exception as error:  # raised where the request is awaited
+            if not self.ended.done():
+                self.ended.set_exception(error)
+            self.choices.clear()
+        if step.finish is not None:
+            self.leave(step.choice)
+
+    def leave(self, choice: int) -> None:
+        if choice in self.choices:
+            self.choices.remove(choice)
+            if not self.choices and not self.ended.done():
+                self.ended.set_result(None)
+
+
+def _cut(recording: Recording, request: Generation) -> Recording:
+    """What is played of it: a stop token or max_tokens may come before its end."""
     token_ids, finish = recording.token_ids, recording.finish
     stops = [index for index, token_id in enumerate(token_ids) if token_id in request.stop_token_ids]
     if stops:
         token_ids, finish = token_ids[: stops[0] + 1], "stop"
     room = request.sampling.max_tokens
     if room is not None and room < len(token_ids):
-        return token_ids[:room], "length"
-    return token_ids, finish
+        token_ids, finish = token_ids[:room], "length"
+    return replace(recording, token_ids=token_ids, finish=finish)
 
 
 def _ticks(now: float, interval: float) -> Iterator[float]:

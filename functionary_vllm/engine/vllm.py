@@ -2,7 +2,7 @@
 
 In: vLLM's own engine flags, then Generations. Out: Steps of token ids; vLLM detokenizes nothing (`detokenize=False`)
 and its errors become ours here. Each choice is an engine request of its own, so that one can be stopped without the
-others; with one choice there is no task and no queue between vLLM's generator and ours. Runs with 0.32; the
+others. Tokens take the short way of `vllm_outputs.py`, but for requests that want logprobs. Runs with 0.32; the
 unit tests pass on the sources of 0.26, the types on those of 0.33. What differs between them stands in the first
 section. Refuses to know text, formats and HTTP.
 """
@@ -13,9 +13,9 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 from transformers import PretrainedConfig
@@ -30,18 +30,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
-from functionary_vllm.engine.base import Generation, Step, TokenLogprob
+from functionary_vllm.engine.base import Generation, Step, Take, TokenLogprob
 from functionary_vllm.engine.schema_check import check_schema
+from functionary_vllm.engine.vllm_outputs import DirectLLM
 from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest
 from functionary_vllm.events import FinishReason
-
-
-class AsyncLLMEngine(AsyncLLM):
-    """AsyncLLM under its older name, without a second shutdown when the interpreter takes its modules away."""
-
-    def __del__(self) -> None:
-        pass  # close() has done it; if nobody called that, the client's own finalizer does
-
 
 # ---------------------------------------------------------------------------------------------- versions
 
@@ -71,12 +64,20 @@ def _check_nesting(schema: Any) -> None:
 # ------------------------------------------------------------------------------------------------ engine
 
 
-@dataclass(slots=True)
-class _Run:
-    """A request under way: vLLM's request id of each choice, and the choices that were stopped."""
+class _Choice:
+    """An engine request under way. `leave` tells the engine to end it early."""
 
-    engine_ids: list[str]
-    stopped: set[int] = field(default_factory=set)
+    __slots__ = ("index", "leave", "stopped")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.stopped = False
+        self.leave: Callable[[], object] = lambda: None
+
+    def stop(self) -> None:
+        if not self.stopped:
+            self.stopped = True
+            self.leave()
 
 
 class VllmEngine:
@@ -94,73 +95,62 @@ class VllmEngine:
         )
         # What the model's generation_config.json says of temperature and the like; a request's own value wins.
         self._defaults: dict[str, Any] = llm.model_config.get_diff_sampling_param()
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, list[_Choice]] = {}
         self._aborts: set[asyncio.Future[None]] = set()
         self._closed = False
 
-    def generate(self, request: Generation) -> AsyncGenerator[Step, None]:
-        count = request.sampling.n
-        if count == 1:
-            return self._generate_choice(request, 0, _Run([request.id]))
-        return self._generate_choices(request, _Run([f"{request.id}-{choice}" for choice in range(count)]))
+    async def generate(self, request: Generation, take: Take) -> None:
+        choices = self._runs[request.id] = [_Choice(index) for index in range(request.sampling.n)]
+        try:
+            if len(choices) == 1:
+                await self._generate_choice(request, choices[0], take)
+                return
+            tasks = [asyncio.create_task(self._generate_choice(request, choice, take)) for choice in choices]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            self._runs.pop(request.id, None)
 
-    async def _generate_choice(self, request: Generation, choice: int, run: _Run) -> AsyncGenerator[Step, None]:
-        self._runs[request.id] = run
-        engine_id = run.engine_ids[choice]
-        outputs: AsyncGenerator[Any, None] | None = None
+    async def _generate_choice(self, request: Generation, choice: _Choice, take: Take) -> None:
+        asked = {
+            "prompt": tokens_input(list(request.prompt_ids)),
+            "request_id": request.id if request.sampling.n == 1 else f"{request.id}-{choice.index}",
+            "lora_request": self._lora_requests.get(request.model) if request.model else None,
+            "priority": request.priority,
+        }
+        llm, logprobs = self._llm, request.sampling.logprobs
+        try:
+            params = self._sampling_params(request, choice.index)
+            if isinstance(llm, DirectLLM) and llm.hands_out and logprobs is None:
+                await _hand_out(llm, {**asked, "params": params}, choice, take)
+            else:
+                await self._iterate({**asked, "sampling_params": params}, choice, take)
+        except _VLLM_ERRORS as error:
+            raise _translate(error) from error
+
+    async def _iterate(self, asked: dict[str, Any], choice: _Choice, take: Take) -> None:
+        """By way of AsyncLLM's own outputs, which know logprobs."""
+        logprobs = asked["sampling_params"].logprobs
+        outputs = self._llm.generate(**asked)
+        choice.leave = partial(self._abort, asked["request_id"])
         finished = False
         try:
-            outputs = self._llm.generate(
-                tokens_input(list(request.prompt_ids)),
-                self._sampling_params(request, choice),
-                engine_id,
-                lora_request=self._lora_requests.get(request.model) if request.model else None,
-                priority=request.priority,
-            )
             async for output in outputs:
                 finished = output.finished
-                if choice in run.stopped:
+                if choice.stopped:
                     return
-                yield _step(choice, output, request.sampling.logprobs)
-        except _VLLM_ERRORS as error:
-            finished = True
-            raise _translate(error) from error
+                completion = output.outputs[0]
+                entries = None if logprobs is None else _logprobs(completion, logprobs)
+                cached = output.num_cached_tokens or 0
+                take(_step(choice.index, completion.token_ids, completion.finish_reason, cached, entries))
         finally:
-            if len(run.engine_ids) == 1:
-                self._runs.pop(request.id, None)
-            if outputs is not None:
-                if not finished:
-                    await self._abort(engine_id)
-                await outputs.aclose()
-
-    async def _generate_choices(self, request: Generation, run: _Run) -> AsyncGenerator[Step, None]:
-        """One task a choice; each puts its Steps into the queue, and its number when it has ended."""
-        queue: asyncio.Queue[Step | int] = asyncio.Queue()
-
-        async def pump(choice: int) -> None:
-            steps = self._generate_choice(request, choice, run)
-            try:
-                async for step in steps:
-                    queue.put_nowait(step)
-            finally:
-                queue.put_nowait(choice)
-                await steps.aclose()
-
-        tasks = [asyncio.create_task(pump(choice)) for choice in range(request.sampling.n)]
-        try:
-            left = len(tasks)
-            while left:
-                item = await queue.get()
-                if isinstance(item, int):
-                    left -= 1
-                    await tasks[item]  # raises what the choice ended with
-                elif item.choice not in run.stopped:  # it may have run ahead of the reader
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._runs.pop(request.id, None)
+            if not finished:
+                await asyncio.shield(self._abort(asked["request_id"]))
+            await outputs.aclose()
 
     def _sampling_params(self, request: Generation, choice: int) -> SamplingParams:
         asked = request.sampling
@@ -191,22 +181,20 @@ class VllmEngine:
             skip_clone=True,  # made for this one request
         )
 
-    async def stop(self, request_id: str, choice: int) -> None:
-        run = self._runs.get(request_id)
-        if run is not None and choice not in run.stopped:
-            run.stopped.add(choice)
-            await self._abort(run.engine_ids[choice])
+    def stop(self, request_id: str, choice: int) -> None:
+        if choices := self._runs.get(request_id):
+            choices[choice].stop()
 
-    async def _abort(self, engine_id: str) -> None:
+    def _abort(self, engine_id: str) -> asyncio.Future[None]:
         # A task of its own: whoever leaves is often being cancelled, and the engine has to hear of it all the same.
         task = asyncio.ensure_future(self._llm.abort(engine_id))
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
-        await asyncio.shield(task)
+        return task
 
     def unfinished(self) -> int:
         """How many engine requests are waiting or running."""
-        return len(self._llm.output_processor.request_states)
+        return int(self._llm.get_num_unfinished_requests())
 
     def check_schema(self, schema: Mapping[str, Any] | bool) -> None:
         try:
@@ -244,18 +232,24 @@ _COPIED = (
 _FINISH: dict[str | None, FinishReason | None] = {None: None, "stop": "stop", "length": "length", "abort": "abort"}
 
 
-def _step(choice: int, output: Any, logprobs: int | None) -> Step:
-    completion = output.outputs[0]
-    reason = completion.finish_reason
-    if reason == "error":
+async def _hand_out(llm: DirectLLM, asked: dict[str, Any], choice: _Choice, take: Take) -> None:
+    def take_tokens(token_ids: list[int], finish: str | None, cached: int) -> None:
+        take(_step(choice.index, token_ids, finish, cached))
+
+    live = await llm.begin(take_tokens, **asked)
+    choice.leave = partial(llm.leave, live)
+    try:
+        await live.ended
+    finally:
+        llm.leave(live)
+
+
+def _step(
+    choice: int, token_ids: Sequence[int], finish: str | None, cached: int, logprobs: list[TokenLogprob] | None = None
+) -> Step:
+    if finish == "error":
         raise EngineFailure("The engine failed on this request; it may be sent again.")
-    return Step(
-        choice,
-        completion.token_ids,
-        _FINISH.get(reason, "stop"),
-        None if logprobs is None else _logprobs(completion, logprobs),
-        output.num_cached_tokens or 0,
-    )
+    return Step(choice, token_ids, _FINISH.get(finish, "stop"), logprobs, cached)
 
 
 def _logprobs(completion: Any, count: int) -> list[TokenLogprob]:
@@ -338,7 +332,7 @@ def create_engine(argv: Sequence[str], say: Callable[[str], None] = print, *, qu
         # The server needs a core now and then: threads that spin for work they wait for would make both crawl.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     say("starting the engine process: it loads the weights and sets up the KV cache")
-    return VllmEngine(AsyncLLMEngine.from_vllm_config(config, disable_log_stats=namespace.disable_log_stats))
+    return VllmEngine(DirectLLM.from_vllm_config(config, disable_log_stats=namespace.disable_log_stats))
 
 
 def _wants_one_process(parallel: Any) -> bool:

@@ -1,0 +1,239 @@
+"""vLLM's AsyncLLM with a shorter way out: an engine step's tokens go straight to whoever waits for them.
+
+In: the engine core's outputs, as vLLM's own client receives them. Out: for each request that was begun here one call of
+its `take` an engine step, made from the one loop that reads them; so a step costs one wake-up however many streams it
+feeds, and no task, queue or future a token. Steps that arrived while the loop was busy go out as one. Everything else
+stays vLLM's: checking and sending requests, its Prometheus metrics, its health; requests that were begun with
+`generate` go through its OutputProcessor. Refuses to know Generations, text and formats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.stats import IterationStats, RequestStateStats
+
+# token ids, why it finished (as vLLM says it) or None, prompt tokens that came from the cache
+TakeTokens = Callable[[list[int], str | None, int], None]
+
+_HANDED_AT_ONCE = 128  # then the loop's other tasks get a turn, and what was written goes out
+
+
+class Live:
+    """A request under way. `ended` is done with its last tokens, or fails with what ended it."""
+
+    __slots__ = ("cached", "ended", "finish", "lora", "prefilling", "request", "stats", "take", "tokens")
+
+    def __init__(self, request: Any, take: TakeTokens) -> None:
+        self.request = request  # vLLM's EngineCoreRequest
+        self.take = take
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.stats = RequestStateStats(arrival_time=request.arrival_time)
+        self.lora = request.lora_request.lora_name if request.lora_request is not None else None
+        self.prefilling = True
+        self.cached = 0
+        self.tokens: list[int] | None = None  # arrived, and not yet handed out
+        self.finish: Any = None
+
+
+class DirectLLM(AsyncLLM):
+    """AsyncLLM whose output handler serves both kinds of requests."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._live: dict[str, Live] = {}
+        self._sending: set[asyncio.Future[None]] = set()
+        super().__init__(*args, **options)
+
+    def __del__(self) -> None:
+        pass  # shutdown() was called; if not, the client's own finalizer runs. A second one would meet dead modules.
+
+    @property
+    def hands_out(self) -> bool:
+        """Whether `begin` can be used: spans and intervals between outputs are the OutputProcessor's work."""
+        interval: int = self.vllm_config.scheduler_config.stream_interval
+        return interval == 1 and self.observability_config.otlp_traces_endpoint is None
+
+    async def begin(self, take: TakeTokens, request_id: str, prompt: Any, params: Any, **options: Any) -> Live:
+        """Start a request. `options` are those of AsyncLLM.generate; raises what that raises."""
+        if self.errored:
+            raise EngineDeadError()
+        tasks = await self.get_supported_tasks()
+        request = self.input_processor.process_inputs(request_id, prompt, params, supported_tasks=tasks, **options)
+        self.input_processor.assign_request_id(request)
+        if hasattr(self, "check_admission"):  # later than 0.26: vLLM's own queue limits
+            self.check_admission(request_id=request.request_id)
+        self._run_output_handler()
+        live = self._live[request.request_id] = Live(request, take)
+        self._count_requests()
+        try:
+            await self.engine_core.add_request_async(request)
+        except BaseException:
+            self.leave(live)
+            raise
+        return live
+
+    def leave(self, live: Live) -> None:
+        """End a request early. Once it has ended this does nothing."""
+        if self._live.pop(live.request.request_id, None) is None:
+            return
+        self._end(live)
+        # A task of its own: whoever leaves is often being cancelled, and the engine has to hear of it all the same.
+        task = asyncio.ensure_future(self.engine_core.abort_requests_async([live.request.request_id]))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    # -- AsyncLLM's own questions ---------------------------------------------------------------------------------
+
+    def get_num_unfinished_requests(self) -> int:
+        return int(super().get_num_unfinished_requests()) + len(self._live)
+
+    def get_num_queued_tokens(self) -> int:
+        own = sum(len(live.request.prompt_token_ids) for live in self._live.values() if live.prefilling)
+        return int(super().get_num_queued_tokens()) + own
+
+    def _count_requests(self) -> None:
+        if (shared := getattr(self, "admission_stats", None)) is not None:  # several API processes, one limit
+            shared.set_num_requests(self.get_num_unfinished_requests())
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def _run_output_handler(self) -> None:
+        if self.output_handler is None:
+            self.output_handler = asyncio.create_task(self._hand_out())
+
+    async def _hand_out(self) -> None:
+        core: Any = self.engine_core
+        try:
+            while True:
+                ready: list[Live] = []
+                self._receive(await core.get_output_async(), ready)
+                while not core.outputs_queue.empty():
+                    self._receive(await core.get_output_async(), ready)
+                for number, live in enumerate(ready, 1):
+                    self._hand(live)
+                    if not number % _HANDED_AT_ONCE:
+                        await asyncio.sleep(0)
+        except Exception as error:  # mostly EngineDeadError: each request is told
+            for live in list(self._live.values()):
+                self._end(live, error)
+            self._live.clear()
+            self.output_processor.propagate_error(error)
+
+    def _hand(self, live: Live) -> None:
+        tokens, live.tokens = live.tokens, None
+        finish = live.finish
+        if tokens is None or live.ended.done():
+            return
+        try:
+            live.take(tokens, None if finish is None else str(finish), live.cached)
+        except Exception as error:  # raised where the request is awaited; the others go on
+            self._end(live, error)
+            self.leave(live)
+            return
+        if finish is not None:
+            self._end(live)
+
+    def _end(self, live: Live, error: Exception | None = None) -> None:
+        if live.ended.done():
+            return
+        if error is None:
+            live.ended.set_result(None)
+        else:
+            live.ended.set_exception(error)
+
+    def _receive(self, outputs: Any, ready: list[Live]) -> None:
+        """Note what arrived with each request, and who is to be called."""
+        measured = _Measured(outputs.timestamp) if self.log_stats and outputs.outputs else None
+        others = []
+        for output in outputs.outputs:
+            live = self._live.get(output.request_id)
+            if live is None:
+                others.append(output)  # begun with generate(), or left meanwhile
+                continue
+            if measured is not None:
+                measured.count(live, output, self.output_processor.lora_states)
+            if live.prefilling:
+                live.prefilling = False
+                if output.prefill_stats is not None:
+                    live.cached = output.prefill_stats.num_cached_tokens
+            if live.tokens is None:
+                live.tokens = output.new_token_ids
+                ready.append(live)
+            else:
+                live.tokens += output.new_token_ids
+            if output.finish_reason is not None:
+                live.finish = output.finish_reason
+                self._finished(live, measured)
+        self._process_others(others, outputs, measured)
+
+    def _finished(self, live: Live, measured: _Measured | None) -> None:
+        del self._live[live.request.request_id]
+        self._count_requests()
+        if measured is None:
+            return
+        measured.stats.update_from_finished_request(
+            finish_reason=live.finish,
+            request_id=live.request.external_req_id,
+            num_prompt_tokens=len(live.request.prompt_token_ids),
+            max_tokens_param=live.request.sampling_params.max_tokens,
+            req_stats=live.stats,
+            num_cached_tokens=live.cached,
+        )
+        self.output_processor.lora_states.request_finished(live.request.request_id, live.lora)
+
+    def _process_others(self, others: list[Any], outputs: Any, measured: _Measured | None) -> None:
+        stats = None if measured is None else measured.stats
+        if others:
+            self.output_processor.process_outputs(others, outputs.timestamp, stats)
+        self.output_processor.update_scheduler_stats(outputs.scheduler_stats)
+        if self.logger_manager is not None:
+            if measured is not None:
+                measured.tell_gaps(self.logger_manager.stat_loggers, outputs.engine_index)
+            self.logger_manager.record(
+                engine_idx=outputs.engine_index,
+                scheduler_stats=outputs.scheduler_stats,
+                iteration_stats=stats,
+            )
+
+
+class _Measured:
+    """vLLM's statistics of one engine step, counted at a few operations a token."""
+
+    def __init__(self, timestamp: float) -> None:
+        self.stats: Any = IterationStats()  # type: ignore[no-untyped-call]
+        self._timestamp = timestamp
+        self._gaps: dict[float, int] = {}  # when the last tokens came -> how many requests
+
+    def count(self, live: Live, output: Any, lora_states: Any) -> None:
+        if live.prefilling or output.events is not None:
+            own = (self._timestamp, live.prefilling, live.stats, lora_states, live.lora)
+            self.stats.update_from_output(output, *own)
+            return
+        tokens = len(output.new_token_ids)
+        self.stats.num_generation_tokens += tokens
+        stats = live.stats
+        stats.num_generation_tokens += tokens
+        last = stats.last_token_ts
+        self._gaps[last] = self._gaps.get(last, 0) + 1
+        stats.last_token_ts = self._timestamp
+
+    def tell_gaps(self, loggers: Iterable[Any], engine_index: int) -> None:
+        """The times between tokens: requests that step together wait equally long, and are counted together."""
+        for last, requests in self._gaps.items():
+            for logger in loggers:
+                histograms = getattr(logger, "histogram_inter_token_latency", None)
+                if histograms is not None:
+                    observe_many(histograms[engine_index], self._timestamp - last, requests)
+
+
+def observe_many(histogram: Any, value: float, times: int) -> None:
+    """`histogram.observe(value)`, so many times at once."""
+    histogram._sum.inc(value * times)
+    for bound, bucket in zip(histogram._upper_bounds, histogram._buckets, strict=True):
+        if value <= bound:
+            bucket.inc(times)
+            break
