@@ -1,8 +1,8 @@
 """A load client that costs next to nothing: raw sockets, bytes kept as they come, understood after the clock stops.
 
-In: a request body, how many streams at a time and how many in all. Out: every answer's bytes, and the CPU clock of
-the server at the edges of the whole and of its steady part (each stream has begun, none has ended). `fold` then says
-what an answer held, so that a figure of wrong answers can be thrown away. Refuses to know about servers.
+In: a request body, and how many streams of it. Out: every answer's bytes, and the server's CPU clock before them, when
+the last stream had begun, and after them. `fold` then says what an answer held, so that a figure of wrong answers can
+be thrown away. Refuses to know about servers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ _BREAK = 0.0005  # between two looks at the sockets: the load leaves the engine 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`streams` requests at a time until there were `answers`."""
+    """The same request so many times at once."""
 
     port: int
     body: bytes
     streams: int
-    answers: int
     timeout: float = 120.0
 
 
@@ -40,12 +39,12 @@ class Mark:
 
 @dataclass(slots=True)
 class Drained:
-    """What came back. `steady` is None when there was no moment in which all streams ran."""
+    """What came back. `begun` is None when there was no moment in which all streams ran."""
 
     begin: Mark
     end: Mark
+    begun: Mark | None = None
     answers: list[bytes] = field(default_factory=list)
-    steady: tuple[Mark, Mark] | None = None
 
 
 @dataclass(slots=True)
@@ -61,43 +60,39 @@ def drain(load: Load, cpu: Callable[[], float]) -> Drained:
     def mark() -> Mark:
         return Mark(time.monotonic(), cpu(), events)
 
-    result = Drained(mark(), mark())
-    request = _request(load.body)
-    opened = begun = 0
-    first: Mark | None = None
+    start = mark()
+    result = Drained(start, start)
+    begun = 0
     with selectors.DefaultSelector() as selector:
-        while len(result.answers) < load.answers:
-            while opened < load.answers and opened - len(result.answers) < load.streams:
-                connection = socket.create_connection(("127.0.0.1", load.port), 10)
-                connection.sendall(request)
-                connection.setblocking(False)
-                selector.register(connection, selectors.EVENT_READ, _Stream())
-                opened += 1
+        for _ in range(load.streams):
+            connection = socket.create_connection(("127.0.0.1", load.port), 10)
+            connection.sendall(post(load.body))
+            connection.setblocking(False)
+            selector.register(connection, selectors.EVENT_READ, _Stream())
+        while len(result.answers) < load.streams:
             for key, _ in selector.select(1.0):
-                connection, stream = key.fileobj, key.data
-                data = connection.recv(1 << 18)  # type: ignore[union-attr]
-                if not data:
-                    if first and result.steady is None:
-                        result.steady = (first, mark())
+                connection, stream = key.fileobj, key.data  # type: ignore[assignment]
+                if data := connection.recv(1 << 18):
+                    stream.parts.append(data)
+                    count = data.count(b"\n\n")
+                    begun += stream.events < 2 <= stream.events + count  # the first event may be the role alone
+                    stream.events += count
+                    events += count
+                else:
                     selector.unregister(connection)
-                    connection.close()  # type: ignore[union-attr]
+                    connection.close()
                     result.answers.append(b"".join(stream.parts))
-                    continue
-                stream.parts.append(data)
-                count = data.count(b"\n\n")
-                begun += stream.events < 2 <= stream.events + count  # the first event may be the role alone
-                stream.events += count
-                events += count
-                if begun == load.streams and first is None and not result.answers:
-                    first = mark()
-            if time.monotonic() - result.begin.time > load.timeout:
-                raise TimeoutError(f"{len(result.answers)} of {load.answers} answers after {load.timeout:.0f} s")
+            if begun == load.streams and result.begun is None and not result.answers:
+                result.begun = mark()
+            if time.monotonic() - start.time > load.timeout:
+                raise TimeoutError(f"{len(result.answers)} of {load.streams} answers after {load.timeout:.0f} s")
             time.sleep(_BREAK)
     result.end = mark()
     return result
 
 
-def _request(body: bytes) -> bytes:
+def post(body: bytes) -> bytes:
+    """A request whose connection ends with its answer."""
     head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
     return b"POST /v1/chat/completions HTTP/1.1\r\n" + head.encode() + b"\r\n\r\n" + body
 

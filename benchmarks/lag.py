@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import selectors
 import socket
 import time
 from typing import Any
+
+from benchmarks.drain import post
 
 _PERIOD = 0.01
 _PROBE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -24,7 +27,7 @@ def large_body(seed: int, tools: int, turn: int) -> bytes:
     """A request with so many tools, other ones each time, so that no cache knows them."""
 
     def tool(number: int) -> dict[str, Any]:
-        properties = {
+        properties: dict[str, Any] = {
             name: {"type": kind, "description": f"The {name} of entry {turn}-{number}."}
             for name, kind in (("title", "string"), ("count", "integer"), ("price", "number"), ("urgent", "boolean"))
         }
@@ -43,14 +46,25 @@ def large_body(seed: int, tools: int, turn: int) -> bytes:
     return json.dumps(asked).encode()
 
 
-def post(body: bytes) -> bytes:
-    """A request whose connection ends with its answer."""
-    head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
-    return b"POST /v1/chat/completions HTTP/1.1\r\n" + head.encode() + b"\r\n\r\n" + body
+def read_answer(connection: socket.socket) -> None:
+    """One answer of a connection that stays open. Raises ConnectionError unless it is a 200."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        if not (data := connection.recv(4096)):
+            raise ConnectionError("the connection was closed")
+        answer += data
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise ConnectionError(f"GET /health: {head[:40]!r}")
+    length = re.search(rb"content-length: *(\d+)", head.lower())
+    missing = int(length[1]) - len(body) if length else 0
+    while missing > 0:
+        missing -= len(connection.recv(missing))
 
 
 def probe(options: argparse.Namespace) -> dict[str, Any]:
     large = [post(large_body(options.seed, options.tools, turn)) for turn in range(int(options.seconds))]
+    time.sleep(options.after)
     address = ("127.0.0.1", options.port)
     health = socket.create_connection(address, 10)
     late: list[float] = []
@@ -65,8 +79,7 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
                 selector.register(connection, selectors.EVENT_READ)
                 heads[connection] = b""
             health.sendall(_PROBE)
-            if not health.recv(4096).startswith(b"HTTP/1.1 200"):
-                raise ConnectionError("GET /health was not answered 200")
+            read_answer(health)
             late.append((time.monotonic() - planned) * 1000)
             for key, _ in selector.select(0):
                 if not (data := key.fileobj.recv(1 << 16)):  # type: ignore[union-attr]
@@ -79,6 +92,7 @@ def probe(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Lateness of GET /health while large requests arrive.")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--after", type=float, default=0, help="seconds to wait before the first probe")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0, help="the recording that answers the large requests")
     parser.add_argument("--tools", type=int, default=100)

@@ -71,6 +71,7 @@ def _chunks(case: Case) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         return f"data: {json.dumps({**head, 'model': 'model', 'choices': [choice]}, separators=(',', ':'))}\n\n"
 
+    deltas: list[dict[str, Any]]
     if case.tool:
         deltas = [{"tool_calls": [{"index": 0, "function": {"arguments": piece}}]} for piece in case.pieces]
     else:

@@ -6,8 +6,9 @@
 In: the recordings file that REPLAY_RECORDINGS names (as of the replay engine, with `token_ids`), and requests whose
 `seed` is the number of their recording. Out: what vLLM's scheduler would have sent, events and statistics included,
 over vLLM's own sockets; so whatever front end is before it does all of its work. The steps come at the clock's
-multiples of the interval, for all requests at once, as a GPU's do; without one as fast as the process goes.
-Refuses to know KV cache, prompts and sampling.
+multiples of the interval, for all requests at once, as a GPU's do; without one as fast as the process goes. Requests
+begin when none has come for a moment: else those of a fast interval would be over one after the other, and never make
+a batch. Refuses to know KV cache, prompts and sampling.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from vllm.v1.metrics.stats import PrefillStats, SchedulerStats
 from vllm.v1.request import Request, RequestStatus
 
 RECORDINGS = "REPLAY_RECORDINGS"
+SETTLE = 0.2  # seconds without a new request before the waiting ones begin
+_GLANCE = 0.005  # seconds between two looks at what has come, while nothing is played
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,9 @@ class ReplayScheduler(SchedulerInterface):
         self.connector = self.ec_connector = None  # the engine core asks for them
         self.log_stats = log_stats
         self._recordings = read_recordings(os.environ[RECORDINGS])
+        self._waiting: dict[str, Playing] = {}
         self._playing: dict[str, Playing] = {}
+        self._last_added = 0.0
         self._pause_state = PauseState.UNPAUSED
         self._step = SchedulerOutput.make_empty()
         self._step.total_num_scheduled_tokens = 1  # else the engine core takes it for an idle one and sleeps
@@ -88,11 +93,17 @@ class ReplayScheduler(SchedulerInterface):
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
         number = params.seed if params is not None and params.seed is not None else 0
-        self._playing[request.request_id] = Playing(request, self._recordings[number % len(self._recordings)])
+        self._waiting[request.request_id] = Playing(request, self._recordings[number % len(self._recordings)])
+        self._last_added = time.monotonic()
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        if interval := min((playing.recorded.interval for playing in self._playing.values()), default=0.0):
-            now = time.monotonic()
+        now = time.monotonic()
+        if self._waiting and now - self._last_added >= SETTLE:
+            self._playing |= self._waiting
+            self._waiting.clear()
+        if not self._playing:
+            time.sleep(_GLANCE)
+        elif interval := min(playing.recorded.interval for playing in self._playing.values()):
             time.sleep(next_tick(now, interval) - now)
         return self._step
 
@@ -118,18 +129,20 @@ class ReplayScheduler(SchedulerInterface):
         return sent
 
     def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
-        ids = list(self._playing) if request_ids is None else request_ids
+        ids = [*self._waiting, *self._playing] if request_ids is None else request_ids
         ids = [ids] if isinstance(ids, str) else ids
-        return [self._playing.pop(request_id).request for request_id in ids if request_id in self._playing]
+        found = [self._waiting.pop(request_id, None) or self._playing.pop(request_id, None) for request_id in ids]
+        return [playing.request for playing in found if playing is not None]
 
     def make_stats(self) -> SchedulerStats | None:
-        return SchedulerStats(num_running_reqs=len(self._playing)) if self.log_stats else None
+        running, waiting = self.get_request_counts()
+        return SchedulerStats(num_running_reqs=running, num_waiting_reqs=waiting) if self.log_stats else None
 
     def get_num_unfinished_requests(self) -> int:
-        return len(self._playing)
+        return len(self._waiting) + len(self._playing)
 
     def get_request_counts(self) -> tuple[int, int]:
-        return len(self._playing), 0
+        return len(self._playing), len(self._waiting)
 
     def has_finished_requests(self) -> bool:
         return False  # nobody has to be told of them
@@ -188,7 +201,3 @@ class ReplayExecutor(Executor):
     def check_health(self) -> None: ...
 
     def shutdown(self) -> None: ...
-
-
-def write_recordings(path: Path, recordings: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in recordings), encoding="utf-8")

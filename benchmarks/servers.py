@@ -8,12 +8,14 @@ started, an engine core above all, shares the other cores with the load. Refuses
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +24,8 @@ START_SECONDS = 180
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is started. `api` is what the API process is called, where it is not the started process itself."""
+    """What is started, and gets its port as a flag. `api` is what the process that answers HTTP is called, where it is
+    not the started one itself."""
 
     name: str
     command: Sequence[str]
@@ -43,7 +46,11 @@ class Server:
         with log.open("wb") as out:
             env = {**os.environ, **program.env}
             self._process = subprocess.Popen(
-                program.command, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
+                [*program.command, "--port", str(program.port)],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=env,
+                start_new_session=True,
             )
         self.pid = self._process.pid
 
@@ -119,3 +126,39 @@ def answers(port: int) -> bool:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return b" 200 " in connection.recv(4096)[:16]
     return False
+
+
+@contextmanager
+def profiled(pid: int, path: Path | None) -> Iterator[None]:
+    """py-spy, where there is a path, on a process meanwhile: collapsed stacks, one line each."""
+    if path is None:
+        yield
+        return
+    command = ["py-spy", "record", "--pid", str(pid), "--rate", "500", "--format", "raw", "--output", str(path)]
+    spy = subprocess.Popen([*command, "--duration", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(1)
+    try:
+        yield
+    finally:
+        spy.send_signal(signal.SIGINT)
+        spy.wait(30)
+
+
+# Threads that wait, which py-spy takes for running.
+_IDLE = ("_worker (concurrent/futures/thread.py", "select (selectors.py", "wait (threading.py")
+
+
+def top_of(path: Path, count: int = 40) -> str:
+    """Where the time went: the share of samples with a function on the stack, and with it on top."""
+    on_top: Counter[str] = Counter()
+    on_stack: Counter[str] = Counter()
+    for line in path.read_text().splitlines():
+        stack, _, samples = line.rpartition(" ")
+        frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
+        if not any(idle in frames[-1] for idle in _IDLE):
+            on_top[frames[-1]] += int(samples)
+            on_stack.update({frame: int(samples) for frame in frames})
+    total = on_top.total() or 1
+    names = sorted({*dict(on_stack.most_common(count)), *dict(on_top.most_common(count))}, key=lambda n: -on_stack[n])
+    lines = [f"{100 * on_stack[n] / total:7.1f}{100 * on_top[n] / total:7.1f}  {n}" for n in names]
+    return f"{total} samples: % on the stack, % on top\n" + "\n".join(lines)
