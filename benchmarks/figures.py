@@ -200,13 +200,14 @@ def warnings(run: Run, found: Mapping[str, Any]) -> list[str]:
         )
     if found["missed"]:
         told.append(f"{found['missed']} requests were never sent")
-    if generator.get("lag_p99_ms", 0) > LAG_MS:
+    share = generator.get("cpu_share", 0.0)
+    if share > 0.85:
+        told.append(f"the generator used {share:.0%} of a core, its limit: split the load over several processes")
+    elif generator.get("lag_p99_ms", 0) > LAG_MS:
         told.append(
-            f"the generator was a bottleneck: its event loop lagged {generator['lag_p99_ms']:.0f} ms at p99; give it"
-            " a core of its own, or split the load over several processes"
+            f"the generator was late to look: its event loop lagged {generator['lag_p99_ms']:.0f} ms at p99 while it"
+            f" used {share:.0%} of a core; give it a core of its own"
         )
-    elif generator.get("cpu_share", 0) > 0.85:
-        told.append(f"the generator used {generator['cpu_share']:.0%} of a core: near its own limit")
     if found["answered"] and not found["tokens_out"]:
         told.append("the server tells no usage: tokens are not counted")
     return told

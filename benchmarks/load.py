@@ -197,6 +197,7 @@ async def beside(*coroutines: Any) -> AsyncIterator[None]:
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until_stopped(drive: Any) -> bool:
