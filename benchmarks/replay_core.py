@@ -14,6 +14,7 @@ a batch. Refuses to know KV cache, prompts and sampling.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -72,8 +73,8 @@ class Playing:
 
 
 def next_tick(now: float, interval: float) -> float:
-    """The clock's next multiple of the interval; now itself without one."""
-    return (now // interval + 1) * interval if interval else now
+    """The clock's next multiple of the interval, not the one that it stands on; now itself without one."""
+    return (math.floor(now / interval + 0.01) + 1) * interval if interval else now
 
 
 class ReplayScheduler(SchedulerInterface):

@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,11 +131,12 @@ def answers(port: int) -> bool:
 
 @contextmanager
 def profiled(pid: int, path: Path | None) -> Iterator[None]:
-    """py-spy, where there is a path, on a process meanwhile: collapsed stacks, one line each."""
+    """py-spy (`pip install py-spy`), where there is a path, on a process meanwhile: collapsed stacks, one line each."""
     if path is None:
         yield
         return
-    command = ["py-spy", "record", "--pid", str(pid), "--rate", "500", "--format", "raw", "--output", str(path)]
+    py_spy = str(Path(sys.executable).with_name("py-spy"))
+    command = [py_spy, "record", "--pid", str(pid), "--rate", "500", "--format", "raw", "--output", str(path)]
     spy = subprocess.Popen([*command, "--duration", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(1)
     try:
