@@ -17,7 +17,7 @@ CODE = [*MODULES, ROOT / "serve.py", *sorted((ROOT / "benchmarks").rglob("*.py")
 
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = (
-    ("errors", "conversation", "events", "refs", "schema", "history", "offer", "detokenizer"),
+    ("recent", "errors", "conversation", "events", "refs", "schema", "history", "offer", "detokenizer"),
     ("formats",),
     ("engine.base", "backlog"),
     ("pipeline",),

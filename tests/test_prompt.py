@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from functionary_vllm.conversation import AUTO, NONE, Call, Choice, Conversation, Message
 from functionary_vllm.errors import InvalidRequest
 from functionary_vllm.formats import get_format
-from tests.strategies import FUNCTIONS, TOKENIZERS
+from functionary_vllm.formats import prompt as prompts
+from functionary_vllm.formats.prompt import Prompt, Special, specials
+from tests.strategies import FUNCTIONS, READERS, TOKENIZERS
 
 JOINED = [pair for pair in TOKENIZERS if pair[0] != "functionary-v0"]  # which is tokenised segment by segment
 every = pytest.mark.parametrize(("name", "fixture"), JOINED)
@@ -80,6 +85,80 @@ def test_a_switch_left_on_does_no_harm(llama31_tokenizer: Any) -> None:
     expected = prompt.token_ids(llama31_tokenizer)
     llama31_tokenizer.encode("x", split_special_tokens=True)
     assert prompt.token_ids(llama31_tokenizer) == expected
+
+
+# --- Stretches that are kept ---------------------------------------------------------------------------------------
+
+
+LONG = "What is read once, ▁ is\t kept: 12345 °C,  naïve e\u0301 — 天気 🌧\n\n" * 40
+
+
+@pytest.mark.parametrize(("name", "fixture"), READERS)
+def test_kept_ids_are_those_of_the_text(name: str, fixture: str, request: pytest.FixtureRequest) -> None:
+    """A conversation that grows, each time asked twice: what is kept, and what is new, give the ids of the whole."""
+    tokenizer = request.getfixturevalue(fixture)
+    fmt = get_format(name, tokenizer)
+    if fmt.lacks() is not None:
+        pytest.skip("renders with a template that this tokenizer does not have")
+    turns = (
+        Message("system", f" {LONG}"),
+        Message("user", f"{LONG} "),
+        Message("assistant", "Sure.", calls=(Call("c", "get", f'{{"a": "{LONG.strip()}"}}'.replace("\n", "")),)),
+        Message("tool", f"\n{LONG}", name="get", call_id="c"),
+    )
+    for known in range(len(turns) + 1):
+        prompt = fmt.render(asked("Hi", *turns[:known]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prompts, "_LONG", sys.maxsize)  # so nothing is cut or kept
+            expected = prompt.token_ids(tokenizer)
+        quotes = any(specials(tokenizer).search(part) for part in prompt.parts if isinstance(part, str))
+        if prompt.joined and not quotes:
+            assert expected == tokenizer.encode(prompt.text, add_special_tokens=False)
+        assert prompt.token_ids(tokenizer) == expected
+        assert prompt.token_ids(tokenizer) == expected
+
+
+@pytest.mark.parametrize("fixture", sorted({fixture for _, fixture in READERS}))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_cutting_changes_no_id(fixture: str, request: pytest.FixtureRequest, data: st.DataObject) -> None:
+    """Cut before every token that can be cut before: spaces, accents and letters of several scripts beside it."""
+    tokenizer = request.getfixturevalue(fixture)
+    tokens = sorted(token.content for token in tokenizer.added_tokens_decoder.values())
+    special = st.sampled_from(tokens).map(Special)
+    parts = data.draw(st.lists(st.text("ab1 ▁\n\t.,'é\u0301天🌧", max_size=6) | special, max_size=12))
+    prompt = Prompt(tuple(parts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompts, "_LONG", 1)
+        ids = prompt.token_ids(tokenizer)
+        assert ids == tokenizer.encode(prompt.text, add_special_tokens=False)
+        assert prompt.token_ids(tokenizer) == ids
+
+
+def test_tokens_that_look_around_them_are_not_cut_before(qwen3_tokenizer: Any) -> None:
+    from tokenizers import AddedToken
+
+    for flags in ({"lstrip": True}, {"rstrip": True}, {"normalized": True}):
+        tokenizer = copy.deepcopy(qwen3_tokenizer)
+        tokenizer.add_tokens([AddedToken("<cut>", special=True, **flags)])
+        prompt = Prompt((LONG + " ", Special("<cut>"), f" {LONG}", Special("<|im_end|>"), "\n"))
+        assert prompt.token_ids(tokenizer) == tokenizer.encode(prompt.text, add_special_tokens=False)
+    tokenizer = copy.deepcopy(qwen3_tokenizer)
+    tokenizer.add_tokens([AddedToken(">><|im_end|>", special=True)])  # begins before the other does
+    prompt = Prompt((LONG + ">>", Special("<|im_end|>"), "\n"))
+    assert prompt.token_ids(tokenizer) == tokenizer.encode(prompt.text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("forged_first", [True, False])
+def test_a_quoted_token_is_kept_apart_from_a_real_one(llama31_tokenizer: Any, forged_first: bool) -> None:
+    tokenizer = copy.deepcopy(llama31_tokenizer)
+    end = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    prompts = {0: Prompt((f"{LONG}<|eot_id|>{LONG}",)), 1: Prompt((LONG, Special("<|eot_id|>"), LONG))}
+    for number in sorted(prompts, reverse=not forged_first) * 2:
+        assert prompts[number].token_ids(tokenizer).count(end) == number
+
+
+# --- Templates -----------------------------------------------------------------------------------------------------
 
 
 TEMPLATE = (

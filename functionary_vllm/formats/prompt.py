@@ -1,20 +1,27 @@
 """A prompt: text with the format's special tokens kept apart, and the token ids it becomes.
 
 In: parts, from a format's render. Out: ids for the engine, in which text that quotes a special token stays text.
-Refuses to know what the parts mean.
+A prompt is cut before special tokens into stretches that a tokenizer reads independently of one another, and the ids
+of long stretches are kept: the tools of the last request, the earlier turns of a conversation. The ids are those of
+the whole text either way. Refuses to know what the parts mean.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer
+
+from functionary_vllm.recent import Recent
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +47,11 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        return "".join(part if isinstance(part, str) else part.text for part in self.parts)
+        return _text(self.parts)
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """Ids for the engine. Special tokens that occur in text parts are taken as ordinary characters."""
-        quotes = _quotes(tokenizer)
-        if self.joined and not any(quotes.found.search(p) for p in self.parts if isinstance(p, str)):
-            return _encode(tokenizer, self.text)
-        ids: list[int] = []
-        for part in join(self.parts) if self.joined else self.parts:
-            if isinstance(part, str) and quotes.found.search(part):
-                ids += quotes.encode(tokenizer, part)
-            else:
-                ids += _encode(tokenizer, part if isinstance(part, str) else part.text)
-        return ids
+        return _encoder(tokenizer).ids(join(self.parts) if self.joined else self.parts, joined=self.joined)
 
 
 def join(parts: Iterable[str | Special]) -> list[str | Special]:
@@ -67,47 +65,129 @@ def join(parts: Iterable[str | Special]) -> list[str | Special]:
     return joined
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    # Through transformers, which sets the switch for special tokens back where somebody left it on.
-    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
-
-
 _CONTROL = re.compile(r"<[|\uff5c].*[|\uff5c]>")
+_LONG = 1000  # characters of a stretch that is kept; shorter ones are tokenised in less time than it takes to find them
+_ROOM = 16 << 20  # bytes, about a million tokens of text
+
+Parts = tuple[str | Special, ...]
 
 
-class _Quotes:
-    """Text that quotes special tokens, to ids that do not.
+class _Encoder:
+    """One tokenizer's way from parts to ids.
 
     Some families (DeepSeek) do not flag their control tokens as special, but spell them like ones. Whether special
     tokens are read is a switch on the tokenizer that other threads would see: so a copy has it on.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        added = tokenizer.added_tokens_decoder.values()
-        self._texts = {t.content for t in added if t.special or _CONTROL.fullmatch(t.content)}
-        self.found = re.compile("|".join(map(re.escape, sorted(self._texts, key=len, reverse=True))) or r"(?!)")
+        self._added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+        self._texts = {text for text, token in self._added.items() if token.special or _CONTROL.fullmatch(text)}
+        self.quotes = re.compile("|".join(map(re.escape, sorted(self._texts, key=len, reverse=True))) or r"(?!)")
+        self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._copy: Tokenizer | None = None
         self._lock = Lock()
+        self._cuts: dict[str, bool] = {}
+        self._kept: Recent[Parts, Sequence[int]] = Recent(_ROOM)
 
-    def encode(self, tokenizer: Any, text: str) -> list[int]:
+    def ids(self, parts: Sequence[str | Special], *, joined: bool) -> list[int]:
+        """The ids of these parts, tokenised as one text or, unless `joined`, one by one."""
+        stretches = list(self._stretches(parts)) if joined else [(part,) for part in parts]
+        found = [self._kept.get(stretch) for stretch in stretches]
+        missing = [stretch for stretch, ids in zip(stretches, found, strict=True) if ids is None]
+        made = iter(self._encode(missing))
+        return list(chain.from_iterable(next(made) if ids is None else ids for ids in found))
+
+    def _stretches(self, parts: Iterable[str | Special]) -> Iterator[Parts]:
+        """The parts in runs, each but the last long enough to be kept, and each but the first begun by a token."""
+        stretch: list[str | Special] = []
+        length = 0
+        for part in parts:
+            if length >= _LONG and isinstance(part, Special) and self._cuts_text(part.text):
+                yield tuple(stretch)
+                stretch, length = [], 0
+            stretch.append(part)
+            length += len(part) if isinstance(part, str) else 0
+        yield tuple(stretch)
+
+    def _cuts_text(self, text: str) -> bool:
+        """Whether this is a token before which a text can be cut without a change to the ids.
+
+        A tokenizer takes its added tokens out of a text before it does anything else, and reads what is between them
+        piece by piece; unless tokens take the white space around them, or run into one another.
+        """
+        known = self._cuts.get(text)
+        if known is None:
+            token = self._added.get(text)
+            starts = [text[:length] for length in range(1, len(text) + 1)]
+            known = self._cuts[text] = (
+                token is not None
+                and not (token.normalized or token.lstrip or token.rstrip)
+                and not any(other.single_word for other in self._added.values())
+                and not any(text in other or other.endswith(tuple(starts)) for other in self._added if other != text)
+            )
+        return known
+
+    def _encode(self, stretches: Sequence[Parts]) -> list[Sequence[int]]:
+        """Their ids, kept where they are long."""
+        quoting = [any(isinstance(part, str) and self.quotes.search(part) for part in stretch) for stretch in stretches]
+        plain = [_text(stretch) for stretch, quotes in zip(stretches, quoting, strict=True) if not quotes]
+        made = iter(self._read(plain))
+        all_ids: list[Sequence[int]] = []
+        for stretch, quotes in zip(stretches, quoting, strict=True):
+            ids = self._apart(stretch) if quotes else next(made)
+            all_ids.append(ids)
+            if sum(len(part) for part in stretch if isinstance(part, str)) >= _LONG:
+                self._kept.put(stretch, array("I", ids), sum(map(sys.getsizeof, stretch)) + 4 * len(ids))
+        return all_ids
+
+    def _apart(self, stretch: Parts) -> list[int]:
+        """Ids of parts that quote special tokens: each part by itself."""
+        ids: list[int] = []
+        for part in stretch:
+            text, quotes = (part, self.quotes.search(part)) if isinstance(part, str) else (part.text, None)
+            ids += (_batch(self._blind(), [text]) if quotes else self._read([text]))[0]
+        return ids
+
+    def _read(self, texts: Sequence[str]) -> list[list[int]]:
+        backend = self._backend
+        # Somebody may have left them on: the switch for special tokens, or what a file says of shorter texts.
+        if backend.encode_special_tokens:
+            backend.encode_special_tokens = False
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        return _batch(backend, texts)
+
+    def _blind(self) -> Tokenizer:
+        """The tokenizer without an eye for special tokens."""
         with self._lock:
             if self._copy is None:
-                state = json.loads(tokenizer.backend_tokenizer.to_str())
+                state = json.loads(self._backend.to_str())
                 for token in state["added_tokens"]:
                     token["special"] = token["content"] in self._texts
                 self._copy = Tokenizer.from_str(json.dumps(state))
                 self._copy.encode_special_tokens = True
-        return list(self._copy.encode(text, add_special_tokens=False).ids)
+            return self._copy
 
 
-_known: WeakKeyDictionary[Any, _Quotes] = WeakKeyDictionary()
+def _batch(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    # A single `encode` would keep all other threads waiting, the event loop too; a batch lets go of them.
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def _quotes(tokenizer: Any) -> _Quotes:
-    quotes = _known.get(tokenizer)
-    return quotes if quotes is not None else _known.setdefault(tokenizer, _Quotes(tokenizer))
+def _text(parts: Iterable[str | Special]) -> str:
+    return "".join(part if isinstance(part, str) else part.text for part in parts)
+
+
+_known: WeakKeyDictionary[Any, _Encoder] = WeakKeyDictionary()
+
+
+def _encoder(tokenizer: Any) -> _Encoder:
+    encoder = _known.get(tokenizer)
+    return encoder if encoder is not None else _known.setdefault(tokenizer, _Encoder(tokenizer))
 
 
 def specials(tokenizer: Any) -> re.Pattern[str]:
     """Finds the texts of the tokenizer's special tokens; compiled once a tokenizer."""
-    return _quotes(tokenizer).found
+    return _encoder(tokenizer).quotes
