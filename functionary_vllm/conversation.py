@@ -8,9 +8,11 @@ content, calls with ids, results in the order of their calls. Refuses to know pr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+Made = TypeVar("Made")
 
 Role = Literal["system", "user", "assistant", "tool"]
 PYTHON = "python"  # the recipient that the code interpreter is offered as
@@ -39,10 +41,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function offered. `definition` holds its name, description and parameters, in the order they were given."""
+    """A function offered. `definition` holds its name, description and parameters, in the order they were given.
+
+    Nobody changes it: clients offer the same functions again and again, and are given the same Function.
+    """
 
     definition: Mapping[str, Any]
     strict: bool = False
+    _made: dict[Callable[[Function], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -56,6 +62,13 @@ class Function:
     def parameters(self) -> Mapping[str, Any]:
         """The JSON Schema of the arguments; empty when none was given."""
         return self.definition.get("parameters") or {}
+
+    def once(self, make: Callable[[Function], Made]) -> Made:
+        """`make(self)`, made the first time only. It may depend on nothing else, so `make` is a module's function."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: Made = self._made[make]
+        return made
 
 
 @dataclass(frozen=True, slots=True)

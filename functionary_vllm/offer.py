@@ -1,9 +1,9 @@
 """What the model is offered and what it may do: OpenAI's tools and functions, tool_choice and function_call.
 
-In: the request's own dicts, of either generation. Out: Functions ready to render (known keys only, references
-resolved, names sure to be readable in every format) and a Choice. Refused with the place in the request
-(InvalidRequest): illegal, reserved or doubled names, unknown types, schemas that cannot be shown, choices of what is
-not offered. A schema that will be enforced is checked further with `schema.check_parameters`, for which
+In: the request's own dicts, of either generation, as orjson reads them. Out: Functions ready to render (known keys
+only, references resolved, names sure to be readable in every format) and a Choice. Refused with the place in the
+request (InvalidRequest): illegal, reserved or doubled names, unknown types, schemas that cannot be shown, choices of
+what is not offered. A schema that will be enforced is checked further with `schema.check_parameters`, for which
 `parameter_paths` gives the place. Refuses to know formats and engines.
 """
 
@@ -13,8 +13,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import orjson
+
 from functionary_vllm.conversation import AUTO, NONE, PYTHON, REQUIRED, Choice, Function, unicode_text
 from functionary_vllm.errors import InvalidRequest
+from functionary_vllm.recent import Recent
 from functionary_vllm.refs import SchemaError, resolve_refs, shorten
 from functionary_vllm.schema import check_shape, refused
 
@@ -23,6 +26,9 @@ MAX_NAME: Final = 64
 ALL: Final = "all"  # the recipient of plain text in functionary v2 and v3
 
 Offered = tuple[tuple[Function, ...], bool]
+
+# Functions that were accepted, by their JSON: one to two kilobytes each, and ten times that as objects and texts.
+_accepted: Recent[bytes, Function] = Recent(4 << 20)
 
 
 def functions_from_tools(tools: Sequence[Any] | None, max_tools: int = MAX_TOOLS) -> Offered:
@@ -107,6 +113,25 @@ def _function(definition: Any, path: str, taken: dict[str, str]) -> Function:
     name = _member(definition, "name", path)
     _check_name(name, f"{path}.name", taken)
     taken[name] = f"{path}.name"
+    key = _json(definition)
+    known = None if key is None else _accepted.get(key)
+    if known is not None:
+        return known
+    function = _read(definition, path)
+    if key is not None:
+        _accepted.put(key, function, 2 * len(key))
+    return function
+
+
+def _json(definition: Any) -> bytes | None:
+    """JSON that no other definition has, its members' order included; None for what did not come as JSON."""
+    try:
+        return orjson.dumps(definition)
+    except TypeError:
+        return None
+
+
+def _read(definition: Mapping[str, Any], path: str) -> Function:
     strict = definition.get("strict")
     if strict is not None and not isinstance(strict, bool):
         raise _wrong_type(f"{path}.strict", "a boolean")

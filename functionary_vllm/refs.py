@@ -157,14 +157,15 @@ def survey(schema: Any) -> bool:
     for _ in range(MAX_DEPTH + 1):
         below: list[Any] = []
         for value in level:
-            if isinstance(value, Mapping):
+            if isinstance(value, str):  # most are
+                if not value.isascii():
+                    _check_unicode(value)
+            elif isinstance(value, list):
+                below.extend(value)
+            elif isinstance(value, Mapping):
                 found = found or "$ref" in value
                 below.extend(value.keys())
                 below.extend(value.values())
-            elif isinstance(value, list):
-                below.extend(value)
-            elif isinstance(value, str) and not value.isascii():
-                _check_unicode(value)
         if not below:
             return found
         level = below

@@ -36,17 +36,18 @@ _LIMITS = (
 
 def typescript(functions: Sequence[Function]) -> str:
     """The namespace block of the prompts. Expects schemas that passed check_shape: it recurses as they do."""
-    parts = [_HEAD]
-    for function in functions:
-        lines = [f"// {function.description}"]
-        if _properties(function.parameters):
-            lines.append(f"type {function.name} = (_: {{")
-            _members(function.parameters, 0, lines)
-            lines.append("}) => any;\n\n")
-        else:
-            lines.append(f"type {function.name} = () => any;\n\n")
-        parts.append("\n".join(lines))
-    return "".join(parts) + _TAIL
+    return "".join((_HEAD, *(function.once(_declaration) for function in functions), _TAIL))
+
+
+def _declaration(function: Function) -> str:
+    lines = [f"// {function.description}"]
+    if _properties(function.parameters):
+        lines.append(f"type {function.name} = (_: {{")
+        _members(function.parameters, 0, lines)
+        lines.append("}) => any;\n\n")
+    else:
+        lines.append(f"type {function.name} = () => any;\n\n")
+    return "\n".join(lines)
 
 
 def typescript_v0(functions: Sequence[Function] | None) -> str:

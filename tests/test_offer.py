@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -19,6 +20,13 @@ from functionary_vllm.offer import (
 )
 from tests.test_schema import JSON, SCHEMAS, steady
 
+# What orjson reads out of a request, which knows neither infinities nor numbers beyond 64 bits.
+READ = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
 INTERPRETER = {"type": "code_interpreter"}
 
 
@@ -154,6 +162,27 @@ def test_parameter_paths() -> None:
     functions_from_tools(tools)
     assert parameter_paths(tools) == {"f": "tools[1].function.parameters", "g": "tools[3].function.parameters"}
     assert parameter_paths(functions=[{"name": "f"}]) == {"f": "functions[0].parameters"}
+
+
+# --- Functions that were accepted before ---------------------------------------------------------------------------
+
+
+@given(st.lists(st.fixed_dictionaries({"default": READ, "const": READ, "description": READ}), min_size=2, max_size=4))
+def test_a_function_is_read_as_if_for_the_first_time(schemas: list[dict[str, Any]]) -> None:
+    """Near relations of one name: other values, types and orders of members are other functions."""
+    schemas += [dict(reversed(schema.items())) for schema in schemas]
+    for schema in schemas * 2:
+        definition = {"name": "near", "parameters": {"type": "object", "properties": {"x": schema}}}
+        (function,), _ = functions_from_tools([{"type": "function", "function": definition}])
+        assert json.dumps(function.definition) == json.dumps(definition)  # 1, 1.0 and true are told apart
+
+
+def test_an_accepted_function_is_given_again() -> None:
+    first, second = (functions_from_tools([tool("f", parameters={"type": "object"})])[0][0] for _ in range(2))
+    assert first is second
+    assert functions_from_legacy([{"name": "f", "parameters": {"type": "object"}}])[0] is first
+    assert functions_from_tools([tool("f", parameters={"type": "object"}, strict=True)])[0][0].strict
+    assert refusal(functions_from_tools, [tool("f"), tool("f")]).param == "tools[1].function.name"
 
 
 # --- Choices ------------------------------------------------------------------------------------------------------

@@ -110,11 +110,20 @@ def _check_strict(functions: Iterable[Function], paths: Mapping[str, str], servi
     for function in functions:
         if function.strict and function.parameters:
             path = paths[function.name]
-            check_parameters(function.parameters, path)
+            if not function.once(_sound):
+                check_parameters(function.parameters, path)
             _check_enforced(function.parameters, path, service)
             if (reason := service.fmt.unenforceable(function)) is not None:
                 reason = f"The format {service.fmt.name} cannot enforce the schema of '{function.name}': {reason}"
                 raise InvalidRequest(reason, param=path, code="invalid_json_schema")
+
+
+def _sound(function: Function) -> bool:
+    try:
+        check_parameters(function.parameters, "")
+    except InvalidRequest:
+        return False
+    return True
 
 
 def _check_enforced(schema: Mapping[str, Any] | bool, path: str, service: Service) -> None:

@@ -6,9 +6,10 @@ token in a text becomes a `token`, as a string would also match its letters spel
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import orjson
 
 from functionary_vllm.conversation import Function
 
@@ -96,4 +97,4 @@ def ending(begin: Element, content: Element) -> Element:
 
 def structural_tag(element: Element) -> str:
     """The rule as vLLM's `structured_outputs.structural_tag` takes it."""
-    return json.dumps({"type": "structural_tag", "format": element}, ensure_ascii=False)
+    return orjson.dumps({"type": "structural_tag", "format": element}).decode()

@@ -116,7 +116,7 @@ def described(conversation: Conversation, instructions: str = _INSTRUCTIONS) -> 
     """The functions, and how to call them; empty where there are none."""
     if not conversation.functions:
         return []
-    functions = [_describe(function) for function in conversation.functions]
+    functions = [function.once(_describe) for function in conversation.functions]
     return ["\nYou have access to the following functions:\n\n", *functions, instructions]
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from functionary_vllm.conversation import Conversation, Message
+from functionary_vllm.conversation import Conversation, Function, Message
 from functionary_vllm.formats.base import Clues
 from functionary_vllm.formats.prompt import Special
 from functionary_vllm.formats.reading.envelope import Envelope
@@ -75,9 +75,8 @@ class Hermes(TemplateFormat):
 
     def described(self, conversation: Conversation) -> str:
         """The functions, and how to call them; empty where there are none."""
-        definitions = self.definitions(conversation)
-        lines = [f"\n{json.dumps({'type': 'function', 'function': d}, ensure_ascii=False)}" for d in definitions]
-        return "".join((_INSTRUCTIONS[0], *lines, _INSTRUCTIONS[1])) if definitions else ""
+        lines = [function.once(_line) for function in self.functions(conversation)]
+        return "".join((_INSTRUCTIONS[0], *lines, _INSTRUCTIONS[1])) if lines else ""
 
     def turns(self, messages: Sequence[Message]) -> list[str | Special]:
         """These messages, and where the answer begins."""
@@ -114,3 +113,7 @@ class Hermes(TemplateFormat):
             yield from m.read_space()
             yield from m.choose(call_end)
             yield from prose.resume()
+
+
+def _line(function: Function) -> str:
+    return f"\n{json.dumps({'type': 'function', 'function': function.definition}, ensure_ascii=False)}"

@@ -14,7 +14,10 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
+
+import orjson
 
 from functionary_vllm.conversation import Function
 from functionary_vllm.formats import constraint as rule
@@ -23,6 +26,7 @@ from functionary_vllm.formats.constraint import Element
 from functionary_vllm.formats.reading.envelope import NAME_LIMIT
 from functionary_vllm.formats.reading.notation import REFUSED, Unenforceable, enumerated
 from functionary_vllm.formats.reading.values import json_types, scalar
+from functionary_vllm.recent import Recent
 
 _KINDS = ("string", "number", "boolean", "null", "array", "object")
 _IMPLIED = {"properties": "object", "items": "array"}  # a type that is not said, as readers take it
@@ -64,7 +68,25 @@ class TaggedArguments(Format):
                 return self._members(function.parameters)
         return {**rule.arguments(function, exact=False), "style": self.style}
 
+    @cached_property
+    def _rules(self) -> Recent[bytes, Element | str]:
+        """The rules made lately by the JSON of their schemas, or why there is none."""
+        return Recent(2 << 20)
+
     def _members(self, schema: Mapping[str, Any]) -> Element:
+        key = orjson.dumps(schema)
+        found = self._rules.get(key)
+        if found is None:
+            try:
+                found = self._made(schema)
+            except Unenforceable as error:
+                found = str(error)
+            self._rules.put(key, found, 2 * len(key))
+        if isinstance(found, str):
+            raise Unenforceable(found)
+        return found
+
+    def _made(self, schema: Mapping[str, Any]) -> Element:
         if refused := sorted((REFUSED | {*_EITHER, "const", "enum"}) & schema.keys()):
             raise Unenforceable(f"$: '{refused[0]}'")
         if "object" not in (json_types(schema) or {"object"}):

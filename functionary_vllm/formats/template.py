@@ -188,6 +188,8 @@ def _deep(value: Any, change: Aside) -> Any:
     """`value` with all its strings changed."""
     if isinstance(value, str):
         return change(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, list | tuple):
+        return [_deep(item, change) for item in value]
+    if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 -- asking for Mapping takes its time
         return {change(key): _deep(item, change) for key, item in value.items()}
-    return [_deep(item, change) for item in value] if isinstance(value, list | tuple) else value
+    return value

@@ -19,6 +19,9 @@ T = TypeVar("T")
 Reading = Generator[None, None, T]
 Sink = Callable[[str, int], None]  # the text, and the offset of its first character in the whole stream
 
+Quiet = Callable[[str], object]  # true for a piece of text in which a grammar would find nothing
+
+_TELLING = re.compile(f"[{SPECIAL}{ADDED}]")
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
 _IN_STRING = re.compile(f'["\\\\{SPECIAL}]')
 _IN_QUOTING_STRING = re.compile(r'["\\]')
@@ -34,12 +37,19 @@ class Scanner:
         self._at = 0
         self._base = 0
         self._closed = False
+        self._quiet: Quiet | None = None
+        self._quiet_sink: Sink | None = None
         self.cut = False
 
     def append(self, text: str) -> None:
         self._base += self._at
         self._buffer = self._buffer[self._at :] + text if self._at < len(self._buffer) else text
         self._at = 0
+
+    def _quietly(self, quiet: Quiet, sink: Sink) -> None:
+        """Before a `yield`: a piece that is `quiet` goes to the sink as it is, and changes nothing here."""
+        if self._at == len(self._buffer):
+            self._quiet, self._quiet_sink = quiet, sink
 
     def close(self, *, cut: bool) -> None:
         """End the stream. `cut` says that its writer was not done: half a marker at the end is then still markup."""
@@ -87,6 +97,7 @@ class Scanner:
             self._emit(sink, held_from)
             if self._closed:
                 return None
+            self._quietly(table.quiet, sink)
             yield
 
     def copy_while(self, sink: Sink, run: re.Pattern[str]) -> Reading[None]:
@@ -104,6 +115,7 @@ class Scanner:
             self._emit(sink, len(self._buffer))
             if self._closed:
                 return
+            self._quietly(_markers(()).quiet, sink)
             yield
 
     def read_until(self, limit: int, *markers: str) -> Reading[tuple[str, str | None]]:
@@ -206,6 +218,7 @@ class Scanner:
             self._emit(sink, len(buffer) if self._closed else at)
             if self._closed:
                 return False
+            self._quietly(_QUIET_STRING if in_string else _QUIET_JSON[opening], sink)
             yield
             at = self._at
 
@@ -251,6 +264,11 @@ _STRUCTURE = {
     "{": re.compile(f'["{{}}{SPECIAL}{ADDED}]'),
     "[": re.compile(f'["\\[\\]{SPECIAL}{ADDED}]'),
 }
+_QUIET_STRING = re.compile(f'[^"\\\\{SPECIAL}{ADDED}]*').fullmatch
+_QUIET_JSON = {
+    "{": re.compile(f'[^"{{}}{SPECIAL}{ADDED}]*').fullmatch,
+    "[": re.compile(f'[^"\\[\\]{SPECIAL}{ADDED}]*').fullmatch,
+}
 # A high surrogate waits for its low one, so that a pair is unescaped as one character.
 _PAIR = r"\\u[dD][89abAB][0-9a-fA-F]{2}"
 _ESCAPE = re.compile(
@@ -279,6 +297,19 @@ class _Markers:
         self._longest = max(map(len, markers), default=0)
         firsts = "".join({re.escape(marker[0]) for marker in markers})
         self._first = re.compile(f"[{firsts}]" if firsts else r"(?!)")
+        self.quiet = self._without(markers)
+
+    @staticmethod
+    def _without(markers: tuple[str, ...]) -> Quiet:
+        """Matches text in which no marker stands or begins, and no token: each marker has a character that tells it,
+        which the text does not hold, and it does not end in what comes before that.
+        """
+        tells = [_TELLING.search(marker) or _NOT_SPACE.search(marker) for marker in markers]
+        places = [tell.start() if tell else 0 for tell in tells]
+        chars = "".join({re.escape(marker[at]) for marker, at in zip(markers, places, strict=True)})
+        heads = {marker[:end] for marker, at in zip(markers, places, strict=True) for end in range(1, at + 1)}
+        not_ending = "".join(f"(?<!{re.escape(head)})" for head in sorted(heads))
+        return re.compile(f"[^{chars}{SPECIAL}{ADDED}]*{not_ending}").fullmatch
 
     def held_from(self, text: str, start: int) -> int:
         """The index of the earliest suffix of `text` that is a proper prefix of a marker; its length if none is."""
