@@ -8,12 +8,12 @@ to know OpenAI's shapes, and which engine it drives.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
+
+import orjson
 
 from functionary_vllm.backlog import Backlog, Lag
 from functionary_vllm.conversation import Conversation, Function
@@ -24,6 +24,7 @@ from functionary_vllm.formats.base import Format
 from functionary_vllm.formats.prompt import Prompt
 from functionary_vllm.formats.reading.decoder import Decoder
 from functionary_vllm.formats.reading.machine import PERMISSIVE, Offered, PythonArguments, ReadingPolicy
+from functionary_vllm.recent import Recent
 
 
 @dataclass(slots=True)  # as Step: one a token
@@ -62,13 +63,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request ready for the engine, and how to read its answer."""
+    """A request ready for the engine, and what reads its answer: a decoder a choice, good for one run."""
 
     prompt: Prompt
     generation: Generation
-    conversation: Conversation
+    decoders: Sequence[Decoder]
     max_calls: int | None
-    python_arguments: PythonArguments
 
 
 class Pipeline:
@@ -78,11 +78,16 @@ class Pipeline:
         self._fmt = fmt
         self._reading = reading
         self._engine = engine
-        self._refusal = lru_cache(maxsize=1024)(self._check)
+        self._refusals: Recent[bytes, str] = Recent(4 << 20)
 
     def refusal(self, schema: Mapping[str, Any] | bool) -> str | None:
         """Why the engine cannot enforce this JSON Schema; None when it can."""
-        return self._refusal(json.dumps(schema))
+        key = orjson.dumps(schema)
+        refusal = self._refusals.get(key)
+        if refusal is None:
+            refusal = self._check(schema) or ""
+            self._refusals.put(key, refusal, len(key) + len(refusal))
+        return refusal or None
 
     def unenforceable(self, function: Function) -> str | None:
         """Why arguments to this function's schema cannot be enforced, by the engine or in the format's syntax."""
@@ -93,7 +98,7 @@ class Pipeline:
         return conversation.narrowed(keep_tools=self._reading.none_keeps_tools)
 
     def prepare(self, task: Task) -> Prepared:
-        """Render and tokenise. Raises ContextLengthExceeded."""
+        """Render, tokenise, and make ready to read. Raises ContextLengthExceeded."""
         conversation = self.shown(task.conversation)
         prompt = self._fmt.render(conversation)
         prompt_ids = prompt.token_ids(self._engine.tokenizer)
@@ -107,7 +112,17 @@ class Pipeline:
             priority=task.priority,
             metadata=task.metadata,
         )
-        return Prepared(prompt, generation, conversation, task.max_calls, task.python_arguments)
+        offered = Offered.of(
+            conversation.functions,
+            calls=conversation.choice.mode != "none",
+            python=task.python_arguments if conversation.code_interpreter else None,
+            reading=self._reading,
+        )
+        decoders = [
+            self._fmt.decode(offered, prompt.opened, stops=task.sampling.stop, max_calls=task.max_calls)
+            for _ in range(task.sampling.n)
+        ]
+        return Prepared(prompt, generation, decoders, task.max_calls)
 
     async def run(self, prepared: Prepared, take: TakeDelta, *, whole: bool = False) -> None:
         """Hand each Delta to `take`; return after the last. Cancelling aborts the engine request.
@@ -117,7 +132,8 @@ class Pipeline:
         once, and the others as one Delta at the end, unless what they say may have to stop the engine.
         """
         generation = prepared.generation
-        choices = [self._choice(prepared) for _ in range(generation.sampling.n)]
+        shown = generation.sampling.logprobs is not None
+        choices = [_Choice(decoder, _Shown() if shown else None) for decoder in prepared.decoders]
         unknown_is_error = self._reading.unknown_function == "error"
 
         def read(step: Step) -> Lag:
@@ -139,19 +155,6 @@ class Pipeline:
             await backlog.finish()
         finally:
             backlog.close()
-
-    def _choice(self, prepared: Prepared) -> _Choice:
-        conversation = prepared.conversation
-        offered = Offered.of(
-            conversation.functions,
-            calls=conversation.choice.mode != "none",
-            python=prepared.python_arguments if conversation.code_interpreter else None,
-            reading=self._reading,
-        )
-        sampling = prepared.generation.sampling
-        opened, max_calls = prepared.prompt.opened, prepared.max_calls
-        decoder = self._fmt.decode(offered, opened, stops=sampling.stop, max_calls=max_calls)
-        return _Choice(decoder, None if sampling.logprobs is None else _Shown())
 
     def _fitted(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
         limit = self._engine.max_model_len
@@ -187,9 +190,9 @@ class Pipeline:
             if function.strict or (forced and self.unenforceable(function) is None)
         )
 
-    def _check(self, schema: str) -> str | None:
+    def _check(self, schema: Mapping[str, Any] | bool) -> str | None:
         try:
-            self._engine.check_schema(json.loads(schema))
+            self._engine.check_schema(schema)
         except ValueError as error:
             return str(error)
         return None

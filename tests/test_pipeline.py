@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from functionary_vllm.engine.base import Sampling, Step
 from functionary_vllm.errors import ContextLengthExceeded
 from functionary_vllm.events import CallArguments, CallEnd, CallStart, Event, Finish, Text, merge
 from functionary_vllm.formats import get_format
+from functionary_vllm.offer import functions_from_tools
 from functionary_vllm.pipeline import Delta, Pipeline, Task
 from tests.fakes import HANG, FakeEngine
 
@@ -244,3 +246,67 @@ def test_only_what_may_be_called_is_shown() -> None:
 async def test_steps_without_tokens_are_harmless() -> None:
     engine = FakeEngine([Step(0, []), Step(0, [], "stop")])
     assert events(await answer(engine, task())) == [Finish("stop")]
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+@pytest.mark.parametrize("name", ["hermes", "qwen3-xml", "functionary-v3.2"])
+def test_a_request_is_prepared_as_if_for_the_first_time(name: str, mode: Any) -> None:
+    """Functions, rules and long texts are kept: the next request with them is told the same, and others are not."""
+
+    def asked_with(description: str, kind: str) -> Task:
+        schema = {"type": "object", "properties": {"city": {"type": kind, "description": description * 300}}}
+        tools = [{"type": "function", "function": {"name": "get_weather", "parameters": schema, "strict": True}}]
+        functions, _ = functions_from_tools(tools)
+        return task("Hi " * 500, Choice(mode), functions=functions)
+
+    def prepared(pipeline: Pipeline, asked: Task) -> tuple[Any, ...]:
+        made = pipeline.prepare(asked)
+        return made.prompt, list(made.generation.prompt_ids), made.generation.constraint
+
+    engine = FakeEngine(max_model_len=100_000)
+    kept = Pipeline(speaking(name, engine), engine)
+    told = []
+    for description, kind in [("sun", "string"), ("rain", "string"), ("sun", "number")] * 2:
+        asked = asked_with(description, kind)
+        told.append(prepared(kept, asked))
+        other = FakeEngine(max_model_len=100_000)
+        fresh = replace(asked, conversation=replace(asked.conversation, functions=anew(asked.conversation.functions)))
+        assert told[-1] == prepared(Pipeline(speaking(name, other), other), fresh)
+    assert told[:3] == told[3:]
+    assert len({json.dumps(ids) for _, ids, _ in told}) == 3
+
+
+def anew(functions: tuple[Function, ...]) -> tuple[Function, ...]:
+    return tuple(Function(function.definition, function.strict) for function in functions)
+
+
+def speaking(name: str, engine: FakeEngine) -> Any:
+    if name == "qwen3-xml":
+        engine.tokenizer.chat_template = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    return get_format(name, engine.tokenizer)
+
+
+async def test_each_choice_is_read_by_a_decoder_of_its_own() -> None:
+    engine = FakeEngine()
+    pipeline = Pipeline(get_format("hermes", engine.tokenizer), engine)
+    one, other = (pipeline.prepare(task(sampling=Sampling(n=2))) for _ in range(2))
+    assert len({id(decoder) for decoder in (*one.decoders, *other.decoders)}) == 4
+
+
+def test_what_the_engine_refuses_is_asked_once() -> None:
+    engine = FakeEngine()
+    asked: list[Any] = []
+
+    def refuse(schema: Any) -> None:
+        asked.append(schema)
+        if "not" in schema:
+            raise ValueError("no")
+
+    engine.refuse = refuse
+    pipeline = Pipeline(get_format("hermes", engine.tokenizer), engine)
+    for _ in range(2):
+        assert pipeline.refusal({"not": {}}) == "no"
+        assert pipeline.refusal({"type": "string"}) is None
+        assert pipeline.refusal({"const": 1}) is None
+        assert pipeline.refusal({"const": True}) is None
+    assert len(asked) == 4
