@@ -82,7 +82,7 @@ class Client:
         self._timeout = timeout_s
 
     def now(self) -> float:
-        return time.perf_counter() - self.begin
+        return round(time.perf_counter() - self.begin, 6)
 
     async def ask(self, body: dict[str, Any], record: Record) -> list[Answer]:
         """The answers, as far as they came: with `record.error` set they are not whole."""

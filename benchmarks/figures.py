@@ -185,13 +185,13 @@ def summary(run: Run, slo: Mapping[str, float] | None = None) -> dict[str, Any]:
 
 
 def warnings(run: Run, found: Mapping[str, Any]) -> list[str]:
-    """Why the figures may not be the server's."""
+    """What a reader must know before the figures: what failed, and why they may not be the server's."""
     told = []
     generator = found["generator"]
     if not run.end:
         told.append("the run has no end: the load process died, and what was under way then is not in the figures")
     elif run.end.get("interrupted"):
-        told.append("the run was interrupted")
+        told.append(f"the run was interrupted, {found['interrupted']} requests were under way")
     if found["late"] > 0.01 * max(1, found["sent"]):
         why = " (--concurrency held them back)" if run.about.get("concurrency") else ""
         told.append(
@@ -200,6 +200,8 @@ def warnings(run: Run, found: Mapping[str, Any]) -> list[str]:
         )
     if found["missed"]:
         told.append(f"{found['missed']} requests were never sent")
+    examples = {record.error: record.message for record in run.records if record.message}
+    told += [f"{error}, for example: {message}" for error, message in examples.items() if error != "interrupted"]
     share = generator.get("cpu_share", 0.0)
     if share > 0.85:
         told.append(f"the generator used {share:.0%} of a core, its limit: split the load over several processes")
@@ -214,10 +216,11 @@ def warnings(run: Run, found: Mapping[str, Any]) -> list[str]:
 
 
 def over_time(run: Run, bins: int = 60) -> dict[str, list[tuple[float, float]]]:
-    """Tokens a second, errors and requests under way, as (seconds, value). A request's tokens are spread evenly over
-    its chunks, which came when its gaps say."""
+    """Tokens a second, the median ttft of what was planned then, requests under way and errors, as (seconds, value).
+    A request's tokens are spread evenly over its chunks, which came when its gaps say."""
     width = max(run.seconds / bins, 1e-9)
     tokens, errors, active = [0.0] * bins, [0.0] * bins, [0.0] * bins
+    ttft: list[list[float]] = [[] for _ in range(bins)]
 
     def bin_of(at: float) -> int:
         return min(bins - 1, max(0, int(at / width)))
@@ -233,6 +236,7 @@ def over_time(run: Run, bins: int = 60) -> dict[str, list[tuple[float, float]]]:
             tokens[bin_of(record.end)] += record.tokens_out or 0
             continue
         at = record.first_token
+        ttft[bin_of(record.planned)].append((at - record.planned) * 1000)
         tokens[bin_of(at)] += share
         for gap in record.gaps:
             at += gap / 1000
@@ -240,6 +244,7 @@ def over_time(run: Run, bins: int = 60) -> dict[str, list[tuple[float, float]]]:
     middles = [(i + 0.5) * width for i in range(bins)]
     return {
         "tokens": [(at, count / width) for at, count in zip(middles, tokens, strict=True)],
+        "ttft": [(at, percentile(sorted(values), 50)) for at, values in zip(middles, ttft, strict=True) if values],
         "errors": list(zip(middles, errors, strict=True)),
         "active": list(zip(middles, active, strict=True)),
     }

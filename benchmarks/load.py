@@ -224,7 +224,7 @@ async def find_model(http: aiohttp.ClientSession, url: str) -> str:
                 raise EndpointError(f"{address}: status {response.status}: {(await response.text())[:200]}")
             return str((await response.json())["data"][0]["id"])
     except (aiohttp.ClientError, TimeoutError, LookupError, TypeError, ValueError) as error:
-        raise EndpointError(f"{address}: {error!r}; --model names the model without asking") from None
+        raise EndpointError(f"{address}: {error or repr(error)}; --model names the model without asking") from None
 
 
 async def run_load(options: argparse.Namespace) -> Path:

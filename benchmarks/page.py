@@ -18,6 +18,7 @@ from benchmarks.tables import counted, timed
 QUANTILES = (*(q / 2 for q in range(1, 199)), 99.2, 99.4, 99.6, 99.8, 99.9)
 COURSES = {
     "tokens": ("Tokens out", "per second"),
+    "ttft": ("Time to first token", "ms, median of the requests that were planned in each interval"),
     "active": ("Requests under way", "mean of each interval"),
     "errors": ("Errors", "requests that failed, by when they ended"),
 }
@@ -144,7 +145,9 @@ def courses(runs: Mapping[str, Run], shades: Mapping[str, int]) -> list[str]:
     found = {name: over_time(run) for name, run in runs.items()}
     cards = []
     for what, (title, note) in COURSES.items():
-        series = [Series(name, shades[name], found[name][what]) for name in runs]
+        series = [Series(name, shades[name], found[name][what]) for name in runs if found[name][what]]
+        if not series:
+            continue
         if what == "errors" and not any(value for one in series for _, value in one.points):
             cards.append(card(title, "none", ""))
         else:

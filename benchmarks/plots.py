@@ -88,9 +88,7 @@ def svg(title: str, axes: Axes, drawn: Sequence[str]) -> str:
         parts.append(f'<text x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{number(value)}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(
-        f'<text x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{escape(axes.x_label)}</text>'
-    )
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{escape(axes.x_label)}</text>')
     for value, told in axes.limits:
         if axes.x[0] <= value <= axes.x[1]:
             x = axes.at_x(value)

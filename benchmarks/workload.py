@@ -47,13 +47,13 @@ def arrivals(kind: str, rate: float, seed: int, burst: int = 16) -> Iterator[flo
     if kind == "constant":
         count = 0
         while True:
-            yield count / rate
+            yield round(count / rate, 6)
             count += 1
     now = 0.0
     while True:
         now += rng.expovariate(rate / (burst if kind == "burst" else 1))
         for _ in range(burst if kind == "burst" else 1):
-            yield now
+            yield round(now, 6)
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,12 +184,14 @@ def plain(status: str, body: bytes = b"no") -> bytes:
 
 
 @asynccontextmanager
-async def answering(answer: bytes | None, delay: float = 0.0) -> AsyncIterator[str]:
-    """A server that says this to each request and closes; None: it never answers."""
+async def answering(answer: bytes | None, delay: float = 0.0, asked: Any = None) -> AsyncIterator[str]:
+    """A server that says this to each request and closes; None: it never answers. `asked`: an event, set by the first."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(int(head.lower().split(b"content-length:")[1].split()[0]))
+        if asked is not None:
+            asked.set()
         if answer is None:
             await reader.read()  # until the client leaves
         else:
@@ -284,9 +286,16 @@ async def test_latency_counts_from_the_plan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [["--rate", "200"], ["--concurrency", "5"]])
 async def test_ctrl_c_ends_with_what_was_done(tmp_path: Path, mode: list[str]) -> None:
-    async with answering(None) as url:
-        asyncio.get_running_loop().call_later(0.3, os.kill, os.getpid(), signal.SIGINT)
+    asked = asyncio.Event()
+
+    async def press() -> None:
+        await asked.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    async with answering(None, asked=asked) as url:
+        pressing = asyncio.create_task(press())
         run = await run_with(tmp_path, url, "--model", "m", "--duration", "60", *mode)
+        await pressing
     assert run.end["interrupted"] is True
     assert {record.error for record in run.records} == {"interrupted"}
     assert len(run.records) == run.end["sessions"]

@@ -131,6 +131,7 @@ def test_tokens_stand_where_their_chunks_came() -> None:
     run = run_of(record(planned=0.0, first_token=1.0, gaps=[2000.0], chunks=2, tokens_out=8, end=4.0))
     courses = over_time(run, bins=4)
     assert courses["tokens"] == [(0.5, 0.0), (1.5, 4.0), (2.5, 0.0), (3.5, 4.0)]
+    assert courses["ttft"] == [(0.5, 1000.0)]
     assert [count for _, count in courses["active"]] == [1.0] * 4
     assert [count for _, count in courses["errors"]] == [0.0] * 4
 
@@ -178,10 +179,10 @@ def test_a_page_of_several_runs() -> None:
     found = parsed(text)
     assert "&lt;b&gt;theirs &amp; others" in text
     assert "<b>theirs" not in text
-    # ttft, itl, tpot, e2e; tokens, requests under way, errors
-    assert found.tags.count("svg") == 7
+    # ttft, itl, tpot, e2e; tokens, ttft, requests under way, errors
+    assert found.tags.count("svg") == 8
     assert found.tags.count("rect") == 1
-    assert found.tags.count("polyline") == 2 * 6
+    assert found.tags.count("polyline") == 2 * 7
     assert "nan" not in text
     assert "inf" not in re.sub(r"info", "", text)
 
