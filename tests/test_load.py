@@ -185,7 +185,7 @@ def plain(status: str, body: bytes = b"no") -> bytes:
 
 @asynccontextmanager
 async def answering(answer: bytes | None, delay: float = 0.0, asked: Any = None) -> AsyncIterator[str]:
-    """A server that says this to each request and closes; None: it never answers. `asked`: an event, set by the first."""
+    """A server that says this to each request and closes; None: it never answers. `asked` is set by the first."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
