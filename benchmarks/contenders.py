@@ -117,7 +117,8 @@ class HttpContender(Server):
 
     async def close(self) -> None:
         await self._client.close()
-        await asyncio.to_thread(self.stop)
+        if self._process.poll() is None:
+            await asyncio.to_thread(self.stop)
 
     def _body(self, messages: list[Message], tokens: int, *, tool: bool) -> dict[str, Any]:
         return {

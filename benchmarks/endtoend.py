@@ -137,17 +137,17 @@ class Field:
         """The contender, and the seconds to its first token."""
         log = self._folder / f"{name}.log"
         # Ours finds to one process by itself, if it is not told where to compute.
-        theirs = [*self._flags, *(_ONE_PROCESS if self._options.device == "cpu" else [])]
+        one_process = self._options.device == "cpu" and name != "vllm-worker"
+        theirs = [*self._flags, *(_ONE_PROCESS if one_process else [])]
         if name == "offline":
             contender: Contender = OfflineContender(["--model", self._model, *theirs], self._env, log)
         elif name == "ours":
             contender = self._server(name, [str(ROOT / "serve.py"), "--format", "hermes", *self._flags], self._env, log)
         else:
             command = ["-m", "vllm.entrypoints.openai.api_server", "--uvicorn-log-level", "warning"]
-            flags = ["--max-model-len", "2048"] if name == "defaults" else theirs
             tools = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-            env = _ENV if name == "defaults" else self._env
-            contender = self._server(name, [*command, *tools, *flags], env, log)
+            env = _ENV if name == "vllm-worker" else self._env
+            contender = self._server(name, [*command, *tools, *theirs], env, log)
         try:
             return contender, await contender.first_token()
         except BaseException:
@@ -213,7 +213,7 @@ async def one_round(number: int, work: Work, field: dict[str, Contender]) -> Rou
 async def measure(options: argparse.Namespace, field: Field) -> dict[str, Any]:
     starts: list[dict[str, float]] = []
     for number in range(options.starts):
-        names = ["ours", "vllm", "offline", *(["defaults"] if number < options.default_starts else [])]
+        names = ["ours", "vllm", "offline", *(["vllm-worker"] if number < options.worker_starts else [])]
         starts.append({})
         for name in names[number % 2 :] + names[: number % 2]:
             contender, starts[-1][name] = await field.start(name)
@@ -324,7 +324,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="generated tokens a stream (default: 64; with cuda 256)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--starts", type=int, default=3, help="of each, before the load")
-    parser.add_argument("--default-starts", type=int, default=1, help="of vLLM's server as it comes, among these")
+    parser.add_argument("--worker-starts", type=int, help="of vllm-worker, among these (default: 1; with cuda 0)")
     parser.add_argument("--port", type=int, default=8550, help="and the one after it")
     parser.add_argument("--output", type=Path, help="keep the figures as JSON")
     options = parser.parse_args(argv)
@@ -332,6 +332,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options.engine_flags = options.engine_flags or (_CUDA_FLAGS if cuda else _CPU_FLAGS)
     options.streams = options.streams or ([32, 256, 512] if cuda else [1, 8, 32])
     options.tokens = options.tokens or (256 if cuda else 64)
+    if options.worker_starts is None:
+        options.worker_starts = 0 if cuda else 1
     return options
 
 

@@ -34,9 +34,9 @@ def test_ratios_are_made_within_a_round() -> None:
 
 
 def test_a_contender_that_was_started_less_often_is_compared_where_it_was() -> None:
-    found = start_ratios([{"ours": 8.0, "vllm": 16.0, "defaults": 32.0}, {"ours": 9.0, "vllm": 12.0}])
+    found = start_ratios([{"ours": 8.0, "vllm": 16.0, "vllm-worker": 32.0}, {"ours": 9.0, "vllm": 12.0}])
     assert found["start, ours : vllm"]["rounds"] == [0.5, 0.75]
-    assert found["start, ours : defaults"] == {"median": 0.25, "rounds": [0.25]}
+    assert found["start, ours : vllm-worker"] == {"median": 0.25, "rounds": [0.25]}
 
 
 @pytest.mark.parametrize(
