@@ -8,6 +8,7 @@ already set is left alone. Refuses to know Settings and HTTP.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -90,6 +91,17 @@ def prepare_environment(model: str, *, verbose: bool) -> None:
         os.environ.setdefault(name, value)
 
 
+@contextmanager
+def collecting_nothing() -> Iterator[None]:
+    """While modules are imported: they stay, and looking through them as they come takes a quarter of the time."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
 def end_with_parent() -> None:
     """For a child process: be told to end when the parent does, however it ended. Does nothing outside Linux."""
     if sys.platform == "linux":
@@ -109,7 +121,8 @@ def start_vllm(
     with Progress().running() as progress:
         progress.say("importing vLLM")
         try:
-            from functionary_vllm.engine import vllm as backend
+            with collecting_nothing():
+                from functionary_vllm.engine import vllm as backend
         except ModuleNotFoundError as error:
             raise StartError(f"vLLM is not installed ({error}); make install installs it.") from error
         imported()
