@@ -1,7 +1,7 @@
 """A load client that costs next to nothing: raw sockets, bytes kept as they come, understood after the clock stops.
 
 In: a request body, and how many streams of it. Out: every answer's bytes, and the server's CPU clock before them, when
-the last stream had begun, and after them. `fold` then says what an answer held, so that a figure of wrong answers can
+all streams had begun, and after them. `fold` then says what an answer held, so that a figure of wrong answers can
 be thrown away. Refuses to know about servers.
 """
 
@@ -39,11 +39,13 @@ class Mark:
 
 @dataclass(slots=True)
 class Drained:
-    """What came back. `begun` is None when there was no moment in which all streams ran."""
+    """What came back. `begun`: each stream had its first event, `moved`: one had its second; None when answers ended
+    before that."""
 
     begin: Mark
     end: Mark
     begun: Mark | None = None
+    moved: float | None = None
     answers: list[bytes] = field(default_factory=list)
 
 
@@ -75,7 +77,7 @@ def drain(load: Load, cpu: Callable[[], float]) -> Drained:
                 if data := connection.recv(1 << 18):
                     stream.parts.append(data)
                     count = data.count(b"\n\n")
-                    begun += stream.events < 2 <= stream.events + count  # the first event may be the role alone
+                    begun += stream.events == 0 < count
                     stream.events += count
                     events += count
                 else:
@@ -84,6 +86,8 @@ def drain(load: Load, cpu: Callable[[], float]) -> Drained:
                     result.answers.append(b"".join(stream.parts))
             if begun == load.streams and result.begun is None and not result.answers:
                 result.begun = mark()
+            if result.begun and result.moved is None and events > load.streams:
+                result.moved = time.monotonic()
             if time.monotonic() - start.time > load.timeout:
                 raise TimeoutError(f"{len(result.answers)} of {load.streams} answers after {load.timeout:.0f} s")
             time.sleep(_BREAK)

@@ -20,14 +20,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.drain import Load, drain
+from benchmarks.drain import Drained, Load, drain
 from benchmarks.frontend_report import HEAD, Figure, Results, show, verdict, write
 from benchmarks.frontend_rows import FLOORS, LAYER, ROWS, Row, make_cases, programs
 from benchmarks.recorded import Case, body, check, write_recordings
@@ -75,23 +75,25 @@ def measure(server: Server, row: Row, case: Case) -> Figure:
     tokens = case.tokens * row.streams * row.rounds
     cpu = sum(wave.end.cpu - wave.begin.cpu for wave in waves)
     seconds = sum(wave.end.time - wave.begin.time for wave in waves)
-    # All streams run from `begun` on; until then there was a token or two of each.
-    running = [(wave.begun, wave.end) for wave in waves if wave.begun] if all(wave.begun for wave in waves) else []
-    streamed = (
-        tokens * sum(end.events - begun.events for begun, end in running) / max(sum(w.end.events for w in waves), 1)
-    )
-    running_cpu = sum(end.cpu - begun.cpu for begun, end in running)
-    running_seconds = sum(end.time - begun.time for begun, end in running)
+    steady = _steady(waves)
+    moving = 1 - (1 if floor else case.silent) / case.tokens
     return Figure(
         us=cpu / tokens * 1e6,
-        steady_us=running_cpu / streamed * 1e6 if running else None,
-        tokens_per_s=streamed / running_seconds if running else tokens / seconds,
+        steady_us=steady[0] / tokens * 1e6 if steady else None,
+        tokens_per_s=tokens * moving / steady[1] if steady else tokens / seconds,
         deltas_per_token=sum(deltas for _, deltas in checked) / tokens,
-        api_core=running_cpu / running_seconds if running else cpu / seconds,
+        api_core=steady[0] / steady[1] if steady else cpu / seconds,
         engine_core=rest / seconds,
         load_core=own / seconds,
         void=next((wrong for wrong, _ in checked if wrong), ""),
     )
+
+
+def _steady(waves: Sequence[Drained]) -> tuple[float, float] | None:
+    """CPU since all streams had begun, and seconds since they moved; None where one wave never ran as a whole."""
+    cpu = [wave.end.cpu - wave.begun.cpu for wave in waves if wave.begun]
+    seconds = [wave.end.time - wave.moved for wave in waves if wave.moved]
+    return (sum(cpu), sum(seconds)) if len(seconds) == len(waves) else None
 
 
 def measure_lag(server: Server, row: Row, case: Case, large: Case) -> Figure:

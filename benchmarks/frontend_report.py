@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -146,7 +147,15 @@ def write(path: Path, results: Results, cases: Mapping[str, Case]) -> None:
         }
         for name, figures in results.items()
     ]
-    about = {"command": "python -m benchmarks.frontend " + " ".join(sys.argv[1:]), "commit": commit(), **_machine()}
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False
+    ).stdout
+    about = {
+        "command": "python -m benchmarks.frontend " + " ".join(sys.argv[1:]),
+        "commit": commit(),
+        "uncommitted": [line[3:] for line in changed.splitlines()],
+        **_machine(),
+    }
     conditions = (
         "CPU time of the API process alone, pinned to one core; engine core and load on the others. One delta a token. "
         "vLLM's flags as it ships, its access log off. us: whole requests; steady_us: from when all streams had begun."

@@ -20,7 +20,8 @@ _OPEN, _CLOSE = '<tool_call>\n{"name": "write", "arguments": {"text": "', '"}}\n
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One recorded answer. `expected` is its text, or the arguments of its call; `pieces` the text of each token."""
+    """One recorded answer. `expected` is its text, or the arguments of its call; `pieces` the text of each token;
+    `silent` how many tokens there are before a stream's second event: those up to a call's name."""
 
     number: int
     id: str
@@ -29,6 +30,7 @@ class Case:
     token_ids: list[int]
     pieces: list[str]
     expected: str
+    silent: int
 
     @property
     def tokens(self) -> int:
@@ -48,7 +50,9 @@ def make_case(tokenizer: Any, number: int, id: str, tokens: int, interval_ms: fl
     text = str(tokenizer.decode(words))
     token_ids = [*before, *words, *after, tokenizer.eos_token_id]
     pieces = [str(tokenizer.decode([token_id])) for token_id in token_ids[:-1]]
-    return Case(number, id, tool, interval_ms, token_ids, pieces, json.dumps({"text": text}) if tool else text)
+    expected = json.dumps({"text": text}) if tool else text
+    silent = len(ids(_OPEN.partition(', "arg')[0])) if tool else 1
+    return Case(number, id, tool, interval_ms, token_ids, pieces, expected, silent)
 
 
 def write_recordings(cases: Sequence[Case], folder: Path) -> tuple[Path, Path]:
