@@ -18,6 +18,8 @@ Lag = Awaitable[None] | None  # None: the reader took it; else to be awaited bef
 class Backlog:
     """Between one request and its reader. With `whole`, all Steps but the first are kept until `finish`."""
 
+    __slots__ = ("_kept", "_open", "_read", "_waiting", "_whole")
+
     def __init__(self, read: Callable[[Step], Lag], *, whole: bool = False) -> None:
         self._read = read
         self._whole = whole

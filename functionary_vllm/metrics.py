@@ -1,21 +1,18 @@
 """Counters and histograms of ours, beside vLLM's own in prometheus_client's default registry.
 
-In: events, as they pass, and the outcome of each HTTP request. Out: what `/metrics` shows under `functionary_`.
-A request's own numbers are plain integers while it runs; the registry's locks are taken at its first token, at its
-first function name and at its end. Refuses to know OpenAI's shapes. The collectors belong to the module, not to
+In: what was counted of each completion, and the outcome of each HTTP request. Out: what `/metrics` shows under
+`functionary_`. A completion's own numbers are plain integers while it runs; the registry's locks are taken at its
+beginning and its end. Refuses to know OpenAI's shapes. The collectors belong to the module, not to
 an app, so that several apps in one process share them.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
+from typing import Protocol
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
-from functionary_vllm.events import CallEnd, CallStart
 from functionary_vllm.formats.base import Format
-from functionary_vllm.pipeline import Delta
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -54,51 +51,47 @@ def watch_format(fmt: Format) -> None:
         fmt.on_failure = PARSER_FAILURES.labels(fmt.name).inc
 
 
+class Counts(Protocol):
+    """What a writer has counted of one completion. Times are monotonic; sequences have a slot a choice."""
+
+    writes: int
+    first_token: float | None
+    first_name: float | None
+    completion: list[int]
+    begun: int  # calls
+    calls: list[int]  # complete ones
+    unknown: list[int]
+    finish: list[str | None]
+
+
 class Observation:
-    """One completion, from `started` (a monotonic time) to `close`."""
+    """One completion, from `started` (a monotonic time) to `close`, which tells what was counted meanwhile."""
 
-    __slots__ = ("_chunks", "_complete", "_first", "_name", "_open", "_started", "_stream", "_tokens", "_unknown")
+    __slots__ = ("_started", "_stream")
 
-    def __init__(self, started: float, *, stream: bool, choices: int) -> None:
+    def __init__(self, started: float, *, stream: bool) -> None:
         self._started = started
         self._stream = stream
-        self._first = self._name = False
-        self._open = self._complete = self._chunks = 0
-        self._tokens = [0] * choices
-        self._unknown = [0] * choices
         RUNNING.inc()
 
-    def step(self, delta: Delta) -> None:
-        if not self._first:
-            self._first = True
-            FIRST_TOKEN.observe(time.monotonic() - self._started)
-        self._chunks += 1
-        self._tokens[delta.choice] = delta.completion_tokens
-        if delta.unknown_calls:
-            self._unknown[delta.choice] = delta.unknown_calls
-        for event in delta.events:
-            kind = type(event)
-            if kind is CallStart:
-                self._open += 1
-                if not self._name:
-                    self._name = True
-                    FIRST_NAME.observe(time.monotonic() - self._started)
-            elif kind is CallEnd:
-                self._complete += 1
-
-    def close(self, finish_reasons: Iterable[str | None], *, aborted: bool = False) -> None:
+    def close(self, counts: Counts, *, aborted: bool = False) -> None:
         RUNNING.dec()
-        TOKENS.labels("true" if self._stream else "false").inc(sum(self._tokens))
+        TOKENS.labels("true" if self._stream else "false").inc(sum(counts.completion))
         if self._stream:
-            CHUNKS.inc(self._chunks)
-        if unknown := sum(self._unknown):
-            UNKNOWN.inc(unknown)
+            CHUNKS.inc(counts.writes)
         if aborted:
             ABORTED.inc()
-        for reason in finish_reasons:
+        if counts.first_token is not None:
+            FIRST_TOKEN.observe(counts.first_token - self._started)
+        if counts.first_name is not None:
+            FIRST_NAME.observe(counts.first_name - self._started)
+        if unknown := sum(counts.unknown):
+            UNKNOWN.inc(unknown)
+        for reason in counts.finish:
             if reason is not None:
                 FINISHES.labels(reason).inc()
-        if self._complete:
-            CALLS.labels("complete").inc(self._complete)
-        if self._open > self._complete:
-            CALLS.labels("truncated").inc(self._open - self._complete)
+        complete = sum(counts.calls)
+        if complete:
+            CALLS.labels("complete").inc(complete)
+        if counts.begun > complete:
+            CALLS.labels("truncated").inc(counts.begun - complete)

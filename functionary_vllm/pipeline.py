@@ -143,7 +143,7 @@ class Pipeline:
             events, logprobs = choice.feed(step)
             if choice.finished and step.finish is None:
                 self._engine.stop(generation.id, step.choice)
-            unknown = choice.unknown_calls
+            unknown = choice.machine.unknown_calls
             if unknown and unknown_is_error:
                 raise UnknownFunctionCalled("The model called a function that was not offered to it.")
             return take(Delta(step.choice, events, choice.tokens, logprobs, step.cached_tokens, unknown))
@@ -201,15 +201,14 @@ class Pipeline:
 class _Choice:
     """One answer being read."""
 
+    __slots__ = ("_decoder", "_shown", "finished", "machine", "tokens")
+
     def __init__(self, decoder: Decoder, shown: _Shown | None) -> None:
         self._decoder = decoder
+        self.machine = decoder.machine
         self._shown = shown
         self.tokens = 0
         self.finished = False
-
-    @property
-    def unknown_calls(self) -> int:
-        return self._decoder.unknown_calls
 
     def feed(self, step: Step) -> tuple[list[Event], list[TokenLogprob] | None]:
         self.tokens += len(step.token_ids)

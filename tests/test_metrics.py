@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from prometheus_client import REGISTRY
 
+from functionary_vllm.api.chat_writer import ChatChunks, Shape
 from functionary_vllm.events import CallArguments, CallEnd, CallStart, Finish, Text
 from functionary_vllm.metrics import Observation, exposition
 from functionary_vllm.pipeline import Delta
+
+SHAPE = Shape("chatcmpl-0", "model", 0, "fp", 5)
 
 
 def value(name: str, **labels: str) -> float:
@@ -40,12 +44,13 @@ def grown(before: dict[str, float]) -> dict[str, float]:
 
 def test_an_observation_counts_tokens_calls_and_finishes() -> None:
     before = values()
-    observation = Observation(time.monotonic(), stream=True, choices=2)
+    observation = Observation(time.monotonic(), stream=True)
     assert grown(before) == {"requests_running": 1}
-    observation.step(Delta(0, [CallStart(0, "f"), CallArguments(0, "{}")], 3))
-    observation.step(Delta(1, [Text("a")], 1))
-    observation.step(Delta(0, [CallEnd(0), CallStart(1, "g"), Finish("stop")], 7))
-    observation.close(["tool_calls", None])
+    writer = ChatChunks(replace(SHAPE, choices=2))
+    writer.write(Delta(0, [CallStart(0, "f"), CallArguments(0, "{}")], 3))
+    writer.write(Delta(1, [Text("a")], 1))
+    writer.write(Delta(0, [CallEnd(0), CallStart(1, "g"), Finish("stop")], 7))
+    observation.close(writer.tally)
     assert grown(before) == {
         "stream_chunks_total": 3,
         "completion_tokens_total": 8,
@@ -59,9 +64,10 @@ def test_an_observation_counts_tokens_calls_and_finishes() -> None:
 
 def test_an_aborted_answer_is_counted_with_its_tokens() -> None:
     before = values()
-    observation = Observation(time.monotonic(), stream=True, choices=1)
-    observation.step(Delta(0, [Text("a")], 2))
-    observation.close([None], aborted=True)
+    observation = Observation(time.monotonic(), stream=True)
+    writer = ChatChunks(SHAPE)
+    writer.write(Delta(0, [Text("a")], 2))
+    observation.close(writer.tally, aborted=True)
     assert grown(before) == {
         "requests_aborted_total": 1,
         "stream_chunks_total": 1,

@@ -252,7 +252,7 @@ def test_unknown_functions_and_raw_code_go_by_the_settings() -> None:
     decoder = made.decode(offered, BEGIN)
     events = merge([*decoder.feed(ids(made, CALL)), *decoder.finish()])
     assert events == [Text('{"name": "get_weather", "arguments": {"city": "Rome", "days": 2}}')]
-    assert decoder.unknown_calls == 1
+    assert decoder.machine.unknown_calls == 1
     code = '<tool_call>\n{"name": "python", "arguments": {"code": "print(\\"a\\")"}}\n</tool_call>'
     assert read(made, ids(made, code), offered=Offered(python="raw")) == call('print("a")', name="python")
 

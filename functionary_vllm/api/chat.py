@@ -76,12 +76,10 @@ async def _answer(
     service: Service, prepared: Prepared, writer: ChatChunks | ChatAnswer, write: Write, begin: float
 ) -> None:
     """Write what the writer makes of the pipeline's Deltas. Whoever leaves early is counted."""
-    tally = writer.tally
     stream = isinstance(writer, ChatChunks)
-    observation = Observation(begin, stream=stream, choices=len(tally.finish))
+    observation = Observation(begin, stream=stream)
 
     def take(delta: Delta) -> Awaitable[None] | None:
-        observation.step(delta)
         return write(writer.write(delta))
 
     left = False
@@ -93,7 +91,7 @@ async def _answer(
         left = True
         raise
     finally:
-        observation.close(tally.finish, aborted=left)
+        observation.close(writer.tally, aborted=left)
 
 
 def _unsupported(chat: ChatRequest, service: Service, request_id: str) -> dict[str, str]:

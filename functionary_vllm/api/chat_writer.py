@@ -12,6 +12,7 @@ Source of the shapes: OpenAI API reference, "Chat completion chunk object"; logp
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, assert_never
@@ -47,22 +48,38 @@ class Shape:
 
 
 class Tally:
-    """What is counted while an answer flows: tokens, complete calls and finish reasons, a slot a choice."""
+    """What is counted while an answer flows: tokens, calls and finish reasons, a slot a choice; and when it began."""
 
-    __slots__ = ("_call_finish", "cached", "calls", "completion", "finish", "prompt")
+    __slots__ = (
+        *("_call_finish", "begun", "cached", "calls", "completion", "finish"),
+        *("first_name", "first_token", "prompt", "unknown", "writes"),
+    )
 
     def __init__(self, shape: Shape) -> None:
         self._call_finish = shape.call_finish
         self.prompt = shape.prompt_tokens
-        self.cached = 0
+        self.cached = self.writes = self.begun = 0
+        self.first_token: float | None = None
+        self.first_name: float | None = None
         self.completion = [0] * shape.choices
         self.calls = [0] * shape.choices
+        self.unknown = [0] * shape.choices
         self.finish: list[str | None] = [None] * shape.choices
 
     def count(self, delta: Delta) -> None:
+        if not self.writes:
+            self.first_token = time.monotonic()
+        self.writes += 1
         self.completion[delta.choice] = delta.completion_tokens
         if delta.cached_tokens > self.cached:
             self.cached = delta.cached_tokens
+        if delta.unknown_calls:
+            self.unknown[delta.choice] = delta.unknown_calls
+
+    def begin_call(self) -> None:
+        if not self.begun:
+            self.first_name = time.monotonic()
+        self.begun += 1
 
     def close(self, choice: int, reason: FinishReason) -> str:
         """The finish_reason that is true: a cut is always told, and calls only when one is complete."""
@@ -114,13 +131,17 @@ _PLAIN_TAIL = b',"logprobs":null,"finish_reason":null}]'
 class _ChunkChoice:
     """The rendered heads of one choice, and which parts of its message are already open on the client's side."""
 
-    __slots__ = ("args_head", "args_tail", "call_open", "head", "index", "role_open", "text_head", "text_open")
+    __slots__ = (
+        *("args_end", "args_head", "args_tail", "call", "call_open"),
+        *("head", "index", "role_open", "text_head", "text_open"),
+    )
 
     def __init__(self, index: int, prefix: bytes) -> None:
         self.index = index
         self.head = b'%b{"index":%d,"delta":' % (prefix, index)
         self.text_head = self.head + b'{"content":'
-        self.args_head = self.args_tail = b""
+        self.args_head = self.args_tail = self.args_end = b""
+        self.call = -1  # the one whose arguments args_head begins
         self.role_open = self.text_open = self.call_open = False
 
 
@@ -137,12 +158,20 @@ class ChatChunks:
         self._choices = [_ChunkChoice(i, self._prefix) for i in range(shape.choices)]
         self._reasoning = dumps(shape.reasoning_field)
         self._end = b',"usage":null}\n\n' if shape.include_usage else b"}\n\n"
+        self._text_end = b"}" + _PLAIN_TAIL + self._end
+        self._plain = shape.token_text is None and not shape.continuous_usage
 
     def write(self, delta: Delta) -> bytes:
         """The chunks of one Delta as one write; empty when it shows nothing."""
         self.tally.count(delta)
         choice = self._choices[delta.choice]
         end = self._end
+        if self._plain and len(delta.events) == 1:  # most are the next characters of what is open
+            event = delta.events[0]
+            if type(event) is CallArguments and event.index == choice.call:
+                return b"".join((choice.args_head, dumps(event.text), choice.args_end))
+            if type(event) is Text and choice.text_open:
+                return b"".join((choice.text_head, dumps(event.text), self._text_end))
         if self._shape.continuous_usage:
             end = b',"usage":%b}\n\n' % dumps(self.tally.usage())
         tail = _PLAIN_TAIL + end
@@ -199,16 +228,20 @@ class ChatChunks:
             self._open_role(parts, choice, _ROLE_NULL, tail[len(_PLAIN_TAIL) :])
         role = b"" if choice.role_open else b'"role":"assistant","content":null,'
         choice.role_open = choice.call_open = True
+        choice.call = start.index
+        self.tally.begin_call()
         name = dumps(start.name)
         if self._shape.legacy:
             parts += choice.head, b'{%b"function_call":{"name":%b,"arguments":""}}' % (role, name), tail
             choice.args_head = choice.head + _LEGACY_ARGUMENTS
             choice.args_tail = b"}}"
+            choice.args_end = choice.args_tail + _PLAIN_TAIL + self._end
             return
         opening = b'{%b"tool_calls":[{"index":%d,"id":%b,"type":"function","function":{"name":%b,"arguments":""}}]}'
         parts += choice.head, opening % (role, start.index, dumps(new_id("call_")), name), tail
         choice.args_head = choice.head + b'{"tool_calls":[{"index":%d,"function":{"arguments":' % start.index
         choice.args_tail = b"}}]}"
+        choice.args_end = choice.args_tail + _PLAIN_TAIL + self._end
 
     def _finish(self, parts: list[bytes], choice: _ChunkChoice, reason: FinishReason, end: bytes) -> None:
         if not choice.role_open:
@@ -274,6 +307,7 @@ class ChatAnswer:
                 case CallStart(index) | CallArguments(index) | CallEnd(index) if index >= max_calls:
                     pass
                 case CallStart(index, name):
+                    self.tally.begin_call()
                     choice.calls[index] = name
                     choice.arguments[index] = []
                 case CallArguments(index, text):

@@ -42,23 +42,38 @@ class EventStream(Response):
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def start(data: bytes) -> None:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            if data:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-
-        def write(data: bytes) -> Awaitable[None] | None:
-            nonlocal started
-            if not started:
-                started = True
-                return at_once(start(data))
-            return at_once(send({"type": "http.response.body", "body": data, "more_body": True})) if data else None
-
+        channel = _Channel(scope, send, self.raw_headers)
         async with while_connected(receive):
-            await self._answer(write)
+            await self._answer(channel.write)
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+
+class _Channel:
+    """One response's way to the client."""
+
+    __slots__ = ("_begun", "_headers", "_send", "_write")
+
+    def __init__(self, scope: Scope, send: Send, headers: Any) -> None:
+        self._send = send
+        self._headers = headers
+        self._begun = False
+        # What our own server lends (serving/protocol.py): a plain function in the place of ASGI's coroutines.
+        lent = (scope.get("extensions") or {}).get("functionary.stream", {})
+        self._write: Write = lent.get("write", self._send_body)
+
+    def write(self, data: bytes) -> Awaitable[None] | None:
+        if self._begun:
+            return self._write(data) if data else None
+        self._begun = True
+        return at_once(self._begin(data))
+
+    async def _begin(self, data: bytes) -> None:
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        if data:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def _send_body(self, data: bytes) -> Awaitable[None] | None:
+        return at_once(self._send({"type": "http.response.body", "body": data, "more_body": True}))
 
 
 def at_once(sending: Awaitable[None]) -> Awaitable[None] | None:

@@ -32,9 +32,8 @@ from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_
 
 from functionary_vllm.engine.base import Generation, Step, Take, TokenLogprob
 from functionary_vllm.engine.schema_check import check_schema
-from functionary_vllm.engine.vllm_outputs import DirectLLM
+from functionary_vllm.engine.vllm_outputs import DirectLLM, finish_reason
 from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest
-from functionary_vllm.events import FinishReason
 
 # ---------------------------------------------------------------------------------------------- versions
 
@@ -116,19 +115,19 @@ class VllmEngine:
             self._runs.pop(request.id, None)
 
     async def _generate_choice(self, request: Generation, choice: _Choice, take: Take) -> None:
-        asked = {
+        asked: dict[str, Any] = {
             "prompt": tokens_input(list(request.prompt_ids)),
             "request_id": request.id if request.sampling.n == 1 else f"{request.id}-{choice.index}",
             "lora_request": self._lora_requests.get(request.model) if request.model else None,
             "priority": request.priority,
         }
-        llm, logprobs = self._llm, request.sampling.logprobs
+        llm = self._llm
         try:
-            params = self._sampling_params(request, choice.index)
-            if isinstance(llm, DirectLLM) and llm.hands_out and logprobs is None:
-                await _hand_out(llm, {**asked, "params": params}, choice, take)
+            asked["sampling_params"] = self._sampling_params(request, choice.index)
+            if isinstance(llm, DirectLLM) and llm.hands_out and request.sampling.logprobs is None:
+                await _hand_out(llm, asked, choice, take)
             else:
-                await self._iterate({**asked, "sampling_params": params}, choice, take)
+                await self._iterate(asked, choice, take)
         except _VLLM_ERRORS as error:
             raise _translate(error) from error
 
@@ -145,8 +144,8 @@ class VllmEngine:
                     return
                 completion = output.outputs[0]
                 entries = None if logprobs is None else _logprobs(completion, logprobs)
-                cached = output.num_cached_tokens or 0
-                take(_step(choice.index, completion.token_ids, completion.finish_reason, cached, entries))
+                reason = finish_reason(completion.finish_reason)
+                take(Step(choice.index, completion.token_ids, reason, entries, output.num_cached_tokens or 0))
         finally:
             if not finished:
                 await asyncio.shield(self._abort(asked["request_id"]))
@@ -229,27 +228,15 @@ _COPIED = (
     "logprobs",
 )
 
-_FINISH: dict[str | None, FinishReason | None] = {None: None, "stop": "stop", "length": "length", "abort": "abort"}
-
 
 async def _hand_out(llm: DirectLLM, asked: dict[str, Any], choice: _Choice, take: Take) -> None:
-    def take_tokens(token_ids: list[int], finish: str | None, cached: int) -> None:
-        take(_step(choice.index, token_ids, finish, cached))
-
-    live = await llm.begin(take_tokens, **asked)
+    """By the short way."""
+    live = await llm.begin(choice.index, take, **asked)
     choice.leave = partial(llm.leave, live)
     try:
         await live.ended
     finally:
         llm.leave(live)
-
-
-def _step(
-    choice: int, token_ids: Sequence[int], finish: str | None, cached: int, logprobs: list[TokenLogprob] | None = None
-) -> Step:
-    if finish == "error":
-        raise EngineFailure("The engine failed on this request; it may be sent again.")
-    return Step(choice, token_ids, _FINISH.get(finish, "stop"), logprobs, cached)
 
 
 def _logprobs(completion: Any, count: int) -> list[TokenLogprob]:

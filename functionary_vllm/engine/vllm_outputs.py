@@ -10,32 +10,46 @@ stays vLLM's: checking and sending requests, its Prometheus metrics, its health;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import IterationStats, RequestStateStats
 
-# token ids, why it finished (as vLLM says it) or None, prompt tokens that came from the cache
-TakeTokens = Callable[[list[int], str | None, int], None]
+from functionary_vllm.engine.base import Step, Take
+from functionary_vllm.errors import EngineFailure
+from functionary_vllm.events import FinishReason
 
+# vLLM's reasons; it has more, and each of them means that the model was done.
+_FINISH: dict[str | None, FinishReason | None] = {None: None, "length": "length", "abort": "abort"}
 _HANDED_AT_ONCE = 128  # then the loop's other tasks get a turn, and what was written goes out
+
+
+def finish_reason(reason: str | None) -> FinishReason | None:
+    """Ours for vLLM's. Raises EngineFailure for a request that failed in the engine."""
+    if reason == "error":
+        raise EngineFailure("The engine failed on this request; it may be sent again.")
+    return _FINISH.get(reason, "stop")
 
 
 class Live:
     """A request under way. `ended` is done with its last tokens, or fails with what ended it."""
 
-    __slots__ = ("cached", "ended", "finish", "lora", "prefilling", "request", "stats", "take", "tokens")
+    __slots__ = (
+        *("cached", "choice", "counted", "ended", "finish", "last"),
+        *("lora", "prefilling", "request", "stats", "take", "tokens"),
+    )
 
-    def __init__(self, request: Any, take: TakeTokens) -> None:
+    def __init__(self, request: Any, choice: int, take: Take) -> None:
         self.request = request  # vLLM's EngineCoreRequest
+        self.choice = choice
         self.take = take
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.stats = RequestStateStats(arrival_time=request.arrival_time)
         self.lora = request.lora_request.lora_name if request.lora_request is not None else None
         self.prefilling = True
-        self.cached = 0
+        self.cached = self.counted = 0
+        self.last = 0.0  # when its last tokens came, on the engine core's clock
         self.tokens: list[int] | None = None  # arrived, and not yet handed out
         self.finish: Any = None
 
@@ -57,17 +71,18 @@ class DirectLLM(AsyncLLM):
         interval: int = self.vllm_config.scheduler_config.stream_interval
         return interval == 1 and self.observability_config.otlp_traces_endpoint is None
 
-    async def begin(self, take: TakeTokens, request_id: str, prompt: Any, params: Any, **options: Any) -> Live:
-        """Start a request. `options` are those of AsyncLLM.generate; raises what that raises."""
+    async def begin(self, choice: int, take: Take, **asked: Any) -> Live:
+        """Start a request, whose Steps will be of this choice. Takes and raises what AsyncLLM.generate does."""
         if self.errored:
             raise EngineDeadError()
         tasks = await self.get_supported_tasks()
-        request = self.input_processor.process_inputs(request_id, prompt, params, supported_tasks=tasks, **options)
+        asked["params"] = asked.pop("sampling_params")
+        request = self.input_processor.process_inputs(**asked, supported_tasks=tasks)
         self.input_processor.assign_request_id(request)
         if hasattr(self, "check_admission"):  # later than 0.26: vLLM's own queue limits
             self.check_admission(request_id=request.request_id)
         self._run_output_handler()
-        live = self._live[request.request_id] = Live(request, take)
+        live = self._live[request.request_id] = Live(request, choice, take)
         self._count_requests()
         try:
             await self.engine_core.add_request_async(request)
@@ -125,11 +140,13 @@ class DirectLLM(AsyncLLM):
 
     def _hand(self, live: Live) -> None:
         tokens, live.tokens = live.tokens, None
-        finish = live.finish
         if tokens is None or live.ended.done():
             return
+        finish = live.finish
         try:
-            live.take(tokens, None if finish is None else str(finish), live.cached)
+            live.take(
+                Step(live.choice, tokens, None if finish is None else finish_reason(str(finish)), None, live.cached)
+            )
         except Exception as error:  # raised where the request is awaited; the others go on
             self._end(live, error)
             self.leave(live)
@@ -147,87 +164,87 @@ class DirectLLM(AsyncLLM):
 
     def _receive(self, outputs: Any, ready: list[Live]) -> None:
         """Note what arrived with each request, and who is to be called."""
-        measured = _Measured(outputs.timestamp) if self.log_stats and outputs.outputs else None
+        measured = _Measured(self, outputs.timestamp)
+        gaps, now = measured.gaps, outputs.timestamp
         others = []
+        count, find = 0, self._live.get
         for output in outputs.outputs:
-            live = self._live.get(output.request_id)
+            live = find(output.request_id)
             if live is None:
                 others.append(output)  # begun with generate(), or left meanwhile
                 continue
-            if measured is not None:
-                measured.count(live, output, self.output_processor.lora_states)
-            if live.prefilling:
-                live.prefilling = False
-                if output.prefill_stats is not None:
-                    live.cached = output.prefill_stats.num_cached_tokens
+            tokens = output.new_token_ids
+            if live.prefilling or output.events is not None:
+                measured.note(live, output)
+            else:
+                gaps[live.last] = gaps.get(live.last, 0) + 1
+            live.counted += len(tokens)
+            count += len(tokens)
+            live.last = now
             if live.tokens is None:
-                live.tokens = output.new_token_ids
+                live.tokens = tokens
                 ready.append(live)
             else:
-                live.tokens += output.new_token_ids
+                live.tokens += tokens
             if output.finish_reason is not None:
                 live.finish = output.finish_reason
-                self._finished(live, measured)
-        self._process_others(others, outputs, measured)
-
-    def _finished(self, live: Live, measured: _Measured | None) -> None:
-        del self._live[live.request.request_id]
-        self._count_requests()
-        if measured is None:
-            return
-        measured.stats.update_from_finished_request(
-            finish_reason=live.finish,
-            request_id=live.request.external_req_id,
-            num_prompt_tokens=len(live.request.prompt_token_ids),
-            max_tokens_param=live.request.sampling_params.max_tokens,
-            req_stats=live.stats,
-            num_cached_tokens=live.cached,
-        )
-        self.output_processor.lora_states.request_finished(live.request.request_id, live.lora)
-
-    def _process_others(self, others: list[Any], outputs: Any, measured: _Measured | None) -> None:
-        stats = None if measured is None else measured.stats
+                del self._live[output.request_id]
+                self._count_requests()
+                measured.finish(live)
         if others:
-            self.output_processor.process_outputs(others, outputs.timestamp, stats)
+            self.output_processor.process_outputs(others, now, measured.stats)
         self.output_processor.update_scheduler_stats(outputs.scheduler_stats)
         if self.logger_manager is not None:
-            if measured is not None:
-                measured.tell_gaps(self.logger_manager.stat_loggers, outputs.engine_index)
-            self.logger_manager.record(
-                engine_idx=outputs.engine_index,
-                scheduler_stats=outputs.scheduler_stats,
-                iteration_stats=stats,
-            )
+            measured.tell(outputs, count)
 
 
 class _Measured:
-    """vLLM's statistics of one engine step, counted at a few operations a token."""
+    """vLLM's statistics of one engine step, at a few operations a token; None where there is nothing to count."""
 
-    def __init__(self, timestamp: float) -> None:
-        self.stats: Any = IterationStats()  # type: ignore[no-untyped-call]
+    def __init__(self, llm: DirectLLM, timestamp: float) -> None:
+        self.stats: Any = IterationStats() if llm.log_stats else None  # type: ignore[no-untyped-call]
+        self.gaps: dict[float, int] = {}  # when the last tokens came -> how many requests
+        self._llm = llm
         self._timestamp = timestamp
-        self._gaps: dict[float, int] = {}  # when the last tokens came -> how many requests
 
-    def count(self, live: Live, output: Any, lora_states: Any) -> None:
-        if live.prefilling or output.events is not None:
-            own = (self._timestamp, live.prefilling, live.stats, lora_states, live.lora)
-            self.stats.update_from_output(output, *own)
+    def note(self, live: Live, output: Any) -> None:
+        """What a request says of itself: its beginning, and where it was preempted."""
+        if self.stats is not None:
+            live.stats.last_token_ts = live.last
+            lora_states = self._llm.output_processor.lora_states
+            self.stats.update_from_output(output, self._timestamp, live.prefilling, live.stats, lora_states, live.lora)
+            self.stats.num_generation_tokens -= len(output.new_token_ids)  # `tell` adds those of all
+        if live.prefilling:
+            live.prefilling = False
+            if output.prefill_stats is not None:
+                live.cached = output.prefill_stats.num_cached_tokens
+
+    def finish(self, live: Live) -> None:
+        if self.stats is None:
             return
-        tokens = len(output.new_token_ids)
-        self.stats.num_generation_tokens += tokens
-        stats = live.stats
-        stats.num_generation_tokens += tokens
-        last = stats.last_token_ts
-        self._gaps[last] = self._gaps.get(last, 0) + 1
-        stats.last_token_ts = self._timestamp
+        live.stats.num_generation_tokens, live.stats.last_token_ts = live.counted, live.last
+        request = live.request
+        self.stats.update_from_finished_request(
+            finish_reason=live.finish,
+            request_id=request.external_req_id,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            max_tokens_param=request.sampling_params.max_tokens,
+            req_stats=live.stats,
+            num_cached_tokens=live.cached,
+        )
+        self._llm.output_processor.lora_states.request_finished(request.request_id, live.lora)
 
-    def tell_gaps(self, loggers: Iterable[Any], engine_index: int) -> None:
-        """The times between tokens: requests that step together wait equally long, and are counted together."""
-        for last, requests in self._gaps.items():
-            for logger in loggers:
-                histograms = getattr(logger, "histogram_inter_token_latency", None)
-                if histograms is not None:
-                    observe_many(histograms[engine_index], self._timestamp - last, requests)
+    def tell(self, outputs: Any, tokens: int) -> None:
+        """Tell vLLM's loggers. Requests that step together have waited equally long, and are counted together."""
+        loggers: Any = self._llm.logger_manager
+        for last, requests in self.gaps.items():
+            for logger in loggers.stat_loggers:
+                if (histograms := getattr(logger, "histogram_inter_token_latency", None)) is not None:
+                    observe_many(histograms[outputs.engine_index], self._timestamp - last, requests)
+        stats = self.stats if outputs.outputs else None
+        if stats is not None:
+            stats.num_generation_tokens += tokens
+        loggers.record(outputs.scheduler_stats, stats, engine_idx=outputs.engine_index)
 
 
 def observe_many(histogram: Any, value: float, times: int) -> None:

@@ -217,7 +217,7 @@ class VllmDecoder(Decoder):
         super().__init__(fmt, offered, **limits)
         if fmt.tokenizer is None:
             raise ValueError(f"{fmt.name} reads nothing without a tokenizer")
-        self._machine = Machine(fmt.alphabet, offered)  # no grammar: what is told here becomes events
+        self.machine = Machine(fmt.alphabet, offered)  # no grammar: what is told here becomes events
         self._fmt = fmt
         self._prompt_ids = list(fmt.tokenizer.encode(opened, add_special_tokens=False))
         self._parser: Any = None
@@ -265,7 +265,7 @@ class VllmDecoder(Decoder):
                 events += self.finish()
             else:
                 self._read(self._text.feed(token_id), [token_id])
-                events += self._pass(self._machine.feed(""))
+                events += self._pass(self.machine.feed(""))
         return merge(events) if len(token_ids) > 1 else events
 
     def feed_text(self, text: str) -> list[Event]:
@@ -274,8 +274,8 @@ class VllmDecoder(Decoder):
     def _remainder(self, *, cut: bool) -> list[Event]:
         self._read(self._text.finish(), self._end_ids, finished=True, cut=cut)
         if self._call is not None and not cut and not self._call.told:
-            self._machine.call_end()
-        return self._machine.finish(cut=cut)
+            self.machine.call_end()
+        return self.machine.finish(cut=cut)
 
     def _read(self, text: str, token_ids: list[int], *, finished: bool = False, cut: bool = False) -> None:
         self._received += len(text)
@@ -292,39 +292,39 @@ class VllmDecoder(Decoder):
         if self._parser is None:
             rest = "".join(self._untold)
             self._untold.clear()
-            self._machine.text(rest, self._received - len(rest))
+            self.machine.text(rest, self._received - len(rest))
         elif delta is not None:
             self._tell(delta, [] if cut else delta.tool_calls or [])
         if self._call is not None and self._call.whole and (finished or not (delta and delta.tool_calls)):
             # Whole, and nothing more was said of it: only now, as arguments may be told in parts.
             self._call = None
-            self._machine.call_end()
+            self.machine.call_end()
 
     def _tell(self, delta: Any, calls: Sequence[Any]) -> None:
         content = delta.content or ""
         if content or delta.reasoning or calls:
             self._untold = ["".join(self._untold).partition(content)[2] if content else ""]
         if delta.reasoning:
-            self._machine.reasoning(delta.reasoning, 0)
+            self.machine.reasoning(delta.reasoning, 0)
         if content:
             start = max(self._told, self._received - len(content) - len(self._untold[0]))
             self._told = start + len(content)
-            self._machine.text(content, start)
+            self.machine.text(content, start)
         for call in calls:
             self._tell_call(call.index, getattr(call.function, "name", None), getattr(call.function, "arguments", None))
 
     def _tell_call(self, index: int, name: str | None, arguments: str | None) -> None:
         if name and (self._call is None or self._call.index != index):
             if self._call is not None and (self._call.whole or not self._call.told):
-                self._machine.call_end()
-            self._machine.call(name)
-            self._call = _Call(index, raw=self._machine.python == "raw" and self._machine.offers_code(name))
+                self.machine.call_end()
+            self.machine.call(name)
+            self._call = _Call(index, raw=self.machine.python == "raw" and self.machine.offers_code(name))
         if not arguments:
             return
         if self._call is None or self._call.index != index:  # of no call that is open
-            self._machine.text(arguments, self._received)
+            self.machine.text(arguments, self._received)
         elif told := self._call.add(arguments):
-            self._machine.arguments(told, self._received)
+            self.machine.arguments(told, self._received)
 
 
 class _Call:

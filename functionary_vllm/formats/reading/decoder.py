@@ -39,7 +39,7 @@ class Decoder:
         stops: Sequence[str] = (),
         max_calls: int | None = None,
     ) -> None:
-        self._machine = fmt.machine(offered)
+        self.machine = fmt.machine(offered)
         self._detokenizer = Detokenizer(fmt.alphabet) if fmt.tokenizer is not None else None
         self._end = fmt.ends
         self._max_calls = max_calls
@@ -47,18 +47,14 @@ class Decoder:
         self._last: Text | CallArguments | None = None  # what the text held by _stops belongs to
         self.done = False
         before = fmt.alphabet.of(opened)
-        self._opening = self._machine.feed(before) if before else []
+        self._opening = self.machine.feed(before) if before else []
         self._received = len(before)
+        self._selects = bool(self._opening or stops or max_calls)
 
     @property
     def received(self) -> int:
         """Characters received so far, `opened` included: the scale of `Text.start`."""
         return self._received
-
-    @property
-    def unknown_calls(self) -> int:
-        """Calls so far of functions that were not on offer."""
-        return self._machine.unknown_calls
 
     @property
     def pending(self) -> bool:
@@ -79,7 +75,9 @@ class Decoder:
         if end:
             text = text[: end.start()]
         self._received += len(text)
-        events = self._pass(self._machine.feed(text))
+        events = self.machine.feed(text)
+        if self._selects:
+            events = self._pass(events)
         return events + self.finish() if end else events
 
     def finish(self, *, cut: bool = False) -> list[Event]:
@@ -97,13 +95,14 @@ class Decoder:
         if cut:  # half a character, as half a marker, stays unsaid
             rest = rest.rstrip("\ufffd")
         self._received += len(rest)
-        last = self._machine.feed(rest) if rest else []
-        return last + self._machine.finish(cut=cut)
+        last = self.machine.feed(rest) if rest else []
+        return last + self.machine.finish(cut=cut)
 
     def _pass(self, events: list[Event]) -> list[Event]:
         if self._opening:
             events, self._opening = self._opening + events, []
         if self._stops is None and self._max_calls is None:
+            self._selects = False
             return events
         passed: list[Event] = []
         for event in events:
