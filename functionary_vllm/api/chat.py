@@ -44,7 +44,7 @@ def routes(service: Service) -> APIRouter:
     async def render(request: Request) -> Response:
         chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
         headers = _unsupported(chat, service, request.state.request_id)
-        _, prepared = await asyncio.to_thread(_prepare, chat, service)
+        _, prepared = await service.aside(lambda: _prepare(chat, service))
         return Json(_rendered(prepared), headers=headers)
 
     return router
@@ -55,7 +55,7 @@ async def _create(service: Service, request: Request) -> Response:
     chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
     headers = _unsupported(chat, service, request.state.request_id)
     # Checking schemas and tokenising a long prompt takes milliseconds: other streams must not wait for it.
-    task, prepared = await asyncio.to_thread(_prepare, chat, service)
+    task, prepared = await service.aside(lambda: _prepare(chat, service))
     shape = answer_shape(chat, service, task, len(prepared.generation.prompt_ids))
     if chat.stream:
         chunks = ChatChunks(shape)

@@ -5,10 +5,14 @@ In: Settings, Engine, Format. Out: the Service that every router is built from. 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib.metadata
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TypeVar
 
 from functionary_vllm.api.models import ServedModels
 from functionary_vllm.detokenizer import Pieces
@@ -16,6 +20,8 @@ from functionary_vllm.engine.base import Engine
 from functionary_vllm.formats.base import Format
 from functionary_vllm.pipeline import Pipeline
 from functionary_vllm.settings import Settings
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,15 @@ class Service:
     @cached_property
     def _pieces(self) -> Pieces:
         return Pieces(self.engine.tokenizer, {})
+
+    async def aside(self, work: Callable[[], Made]) -> Made:
+        """Do what takes milliseconds off the event loop. One at a time: each thread more that runs Python would take
+        its turn before the loop gets one, up to a second in a burst, and none of them would be done any sooner."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    @cached_property
+    def _worker(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="aside")
 
     def token_text(self, token_id: int) -> tuple[str, bytes]:
         """One token as text and as its bytes, for logprobs; a part of a character has U+FFFD in its text."""

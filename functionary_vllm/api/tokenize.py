@@ -6,7 +6,6 @@ A conversation that is too long for the model is still counted.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -48,7 +47,7 @@ def routes(service: Service) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         check_media_type(request)
         body = parse(await read(request, service.settings.max_body_bytes))
-        return Json(await asyncio.to_thread(_tokenize, service, body))
+        return Json(await service.aside(lambda: _tokenize(service, body)))
 
     @router.post("/detokenize", summary="Token ids to text", openapi_extra=described_body(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
