@@ -64,12 +64,13 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Seconds each; `cpu` is what the process that answers took of the CPU."""
+    """Seconds each; `cpu` is what the process that answers took of the CPU, `all_cpu` what the engine took as well."""
 
     tokens: int
     seconds: float
     first: list[float]
     cpu: float
+    all_cpu: float
 
 
 class HttpContender(Server):
@@ -97,13 +98,13 @@ class HttpContender(Server):
 
     async def do(self, work: Work) -> Result:
         prompts = work.messages if self.name == "ours" else work.shown
-        cpu, begin = self.cpu(), time.perf_counter()
+        cpu, all_cpu, begin = self.cpu(), self.all_cpu(), time.perf_counter()
         done = await asyncio.gather(*(self._stream(self._body(p, work.tokens, tool=work.tool)) for p in prompts))
         end = time.perf_counter()
-        cpu = self.cpu() - cpu
+        cpu, all_cpu = self.cpu() - cpu, self.all_cpu() - all_cpu
         if wrong := [tokens for _, tokens in done if tokens != work.tokens]:
             raise UnequalWork(f"{self.name} sent {wrong[0]} tokens where {work.tokens} were asked for")
-        return Result(sum(t for _, t in done), end - begin, [first - begin for first, _ in done], cpu)
+        return Result(sum(t for _, t in done), end - begin, [first - begin for first, _ in done], cpu, all_cpu)
 
     async def prompt_ids(self, messages: list[Message], *, tool: bool) -> list[int]:
         body = {"model": _MODEL, "messages": messages, **(_TOOLS if tool and self.name == "ours" else {})}
@@ -112,7 +113,7 @@ class HttpContender(Server):
     async def text_of(self, ids: Sequence[int]) -> str:
         return str((await self._post("/detokenize", {"model": _MODEL, "tokens": list(ids)}))["prompt"])
 
-    def idle_cpu(self) -> float:
+    def all_cpu(self) -> float:
         return self.cpu() + self.rest_cpu()
 
     async def close(self) -> None:
@@ -188,14 +189,16 @@ class OfflineContender:
     async def do(self, work: Work, *, detokenize: bool = False) -> Result:
         job = {"prompts": list(work.ids), "tokens": work.tokens, "detokenize": detokenize}
         assert self._process.stdin
+        before = self.all_cpu()
         self._process.stdin.write(json.dumps({**job, "schema": SCHEMA if work.tool else None}).encode() + b"\n")
         self._process.stdin.flush()
         answer = await self._answer()
         if wrong := [tokens for tokens in answer["tokens"] if tokens != work.tokens]:
             raise UnequalWork(f"offline made {wrong[0]} tokens where {work.tokens} were asked for")
-        return Result(sum(answer["tokens"]), answer["seconds"], answer["first"], answer["cpu"])
+        all_cpu = self.all_cpu() - before
+        return Result(sum(answer["tokens"]), answer["seconds"], answer["first"], answer["cpu"], all_cpu)
 
-    def idle_cpu(self) -> float:
+    def all_cpu(self) -> float:
         return sum(map(cpu_seconds, (self._process.pid, *descendants(self._process.pid))))
 
     async def close(self) -> None:

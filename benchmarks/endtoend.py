@@ -4,7 +4,8 @@ In: a model and engine flags, which all three get. Out: tokens/s, time to first 
 number of streams, seconds from process start to the first streamed token, and ratios between the contenders, as a table
 and with `--output` as JSON. All streams of a row are sent at once; every stream has the same prompt tokens everywhere
 and exactly the tokens that were asked for (`ignore_eos`), else the run ends. Read ratios: they are made within a round,
-in which the contenders take turns on whatever the machine has left for them, and the median round is told.
+in which the contenders take turns on whatever the machine has left for them, and the median round is told. On a machine
+that is shared, `all cpu` (server, engine core and its threads) tells more than the clock.
 
     python -m benchmarks.endtoend --output benchmarks/results/endtoend-cpu.json
     python -m benchmarks.endtoend --device cuda --starts 0 --rounds 3      (an 8B-shaped model with made-up weights)
@@ -70,6 +71,8 @@ _RATIOS = (
     ("ttft p99", "ours", "vllm"),
     ("ttft p50", "ours", "offline"),
     ("cpu µs/token", "ours", "vllm"),
+    ("all cpu ms/token", "ours", "offline"),
+    ("all cpu ms/token", "vllm", "offline"),
 )
 
 
@@ -84,6 +87,7 @@ def figures(results: Sequence[Result]) -> dict[str, float]:
         "ttft p50": percentile(first, 50),
         "ttft p99": percentile(first, 99),
         "cpu µs/token": median(result.cpu / result.tokens * 1e6 for result in results),
+        "all cpu ms/token": median(result.all_cpu / result.tokens * 1e3 for result in results),
     }
 
 
@@ -247,9 +251,9 @@ async def measure(options: argparse.Namespace, field: Field) -> dict[str, Any]:
 
 async def idle_shares(started: dict[str, Contender], seconds: float = 4.0) -> dict[str, float]:
     """Cores that each contender takes while nobody asks it anything."""
-    before = {name: contender.idle_cpu() for name, contender in started.items()}
+    before = {name: contender.all_cpu() for name, contender in started.items()}
     await asyncio.sleep(seconds)
-    return {name: (contender.idle_cpu() - before[name]) / seconds for name, contender in started.items()}
+    return {name: (contender.all_cpu() - before[name]) / seconds for name, contender in started.items()}
 
 
 def told(row: tuple[str, int], rounds: list[Round]) -> dict[str, Any]:
@@ -271,12 +275,12 @@ def show_round(number: int, row: tuple[str, int], done: Round) -> None:
 
 
 def show(found: dict[str, Any]) -> None:
-    columns = ("tokens/s", "ttft p50", "ttft p99", "cpu µs/token")
-    print("\n" + " " * 30 + "".join(f"{column:>14}" for column in columns))
+    columns = ("tokens/s", "ttft p50", "ttft p99", "cpu µs/token", "all cpu ms/token")
+    print("\n" + " " * 30 + "".join(f"{column:>17}" for column in columns))
     for row in found["rows"]:
         for name, values in row["figures"].items():
             title = f"{row['kind']} x {row['streams']}"
-            print(f"{title:12}{name:18}" + "".join(f"{values[column]:14.3f}" for column in columns))
+            print(f"{title:12}{name:18}" + "".join(f"{values[column]:17.3f}" for column in columns))
     for row in found["rows"]:
         print(f"\n{row['kind']} x {row['streams']}, median of the rounds")
         show_ratios(row["ratios"])

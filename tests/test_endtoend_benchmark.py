@@ -13,13 +13,14 @@ from benchmarks.endtoend import arguments, as_messages, conversations, figures, 
 
 
 def result(seconds: float, first: float = 1.0) -> Result:
-    return Result(tokens=100, seconds=seconds, first=[first, first * 3], cpu=seconds / 1000)
+    return Result(tokens=100, seconds=seconds, first=[first, first * 3], cpu=seconds / 1000, all_cpu=seconds)
 
 
 def test_figures_are_medians_over_rounds_and_percentiles_over_streams() -> None:
     found = figures([result(1.0), result(2.0), result(10.0, first=2.0)])
     assert found["tokens/s"] == 50
     assert found["cpu µs/token"] == pytest.approx(20)
+    assert found["all cpu ms/token"] == pytest.approx(20)
     assert found["ttft p50"] == 2.5  # of 1, 1, 2, 3, 3, 6
     assert found["ttft p99"] == pytest.approx(5.85)
 
