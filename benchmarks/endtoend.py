@@ -11,7 +11,8 @@ that is shared, `all cpu` (server, engine core and its threads) tells more than 
     python -m benchmarks.endtoend --device cuda --starts 0 --rounds 3      (an 8B-shaped model with made-up weights)
 
 Starts are measured first, one process alive at a time, files in the page cache. For the load all three are alive; what
-they take of the CPU while idle is measured as well. `defaults` is vLLM's server with no engine flag but the length.
+they take of the CPU while idle is measured as well. On a CPU `vllm` and `offline` are given our server's choice, engine
+core and worker in one process; `vllm-worker` is vLLM's server as it would choose, with a worker process.
 """
 
 from __future__ import annotations
