@@ -54,6 +54,8 @@ def show(row: str, figures: Mapping[str, list[Figure]]) -> None:
         if us is None:
             print(f"{row:20}{name:12} void: {repeats[0].void}", flush=True)
             continue
+        void = [f.void for f in repeats if f.void]
+        repeats = [f for f in repeats if not f.void]
         spread = f"({min(f.us for f in repeats):.1f}-{max(f.us for f in repeats):.1f})"
         steady = middle(repeats, lambda f: f.steady_us)
         line = f"{row:20}{name:12}{us:8.1f} {spread:14}" + (f"{steady:8.1f}" if steady else " " * 8)
@@ -61,7 +63,7 @@ def show(row: str, figures: Mapping[str, list[Figure]]) -> None:
         line += f"{middle(repeats, lambda f: f.tokens_per_s):10.0f}{middle(repeats, lambda f: f.deltas_per_token):7.3f}"
         line += f"  {repeats[0].api_core:4.2f} {repeats[0].engine_core:4.2f} {repeats[0].load_core:4.2f}"
         line += "".join(f"  {key} {value:.1f}" for key, value in repeats[0].lag.items() if value is not None)
-        print(line, flush=True)
+        print(line + (f"  {len(void)} void: {void[0]}" if void else ""), flush=True)
 
 
 HEAD = (

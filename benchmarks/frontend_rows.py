@@ -37,7 +37,8 @@ serve.cmd(arguments)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measurement: a case, the servers, so many streams at once, so many times one after the other."""
+    """One measurement: a case, the servers, so many streams at once, so many times one after the other. `unmerged`:
+    it counts only when each token was a delta of its own, which a stall of the machine can prevent."""
 
     name: str
     case: str
@@ -45,6 +46,7 @@ class Row:
     streams: int = 64
     rounds: int = 1
     stream: bool = True
+    unmerged: bool = False
 
 
 GROWTH = (1024, 4096, 32768)
@@ -55,7 +57,7 @@ def _rows() -> dict[str, list[Row]]:
     engines = (OURS, VLLM, RUST)
     return {
         "paced": [
-            Row(f"paced {case}", case, engines if case.startswith("text") else (*engines, *FLOORS))
+            Row(f"paced {case}", case, engines if case.startswith("text") else (*engines, *FLOORS), unmerged=True)
             for case in ("text-50", "tool-50", "text-10", "tool-10")
         ],
         "layer": [Row(f"layer {kind}", f"{kind}-0", (LAYER, *FLOORS), rounds=8) for kind in ("text", "tool")],

@@ -21,7 +21,8 @@ _OPEN, _CLOSE = '<tool_call>\n{"name": "write", "arguments": {"text": "', '"}}\n
 @dataclass(frozen=True, slots=True)
 class Case:
     """One recorded answer. `expected` is its text, or the arguments of its call; `pieces` the text of each token;
-    `silent` how many tokens there are before a stream's second event: those up to a call's name."""
+    `silent` how many tokens there are before a stream's second event: those up to a call's name; `words` how many of
+    them are free text, each of which is a delta where no step was merged with another."""
 
     number: int
     id: str
@@ -31,6 +32,7 @@ class Case:
     pieces: list[str]
     expected: str
     silent: int
+    words: int
 
     @property
     def tokens(self) -> int:
@@ -52,7 +54,7 @@ def make_case(tokenizer: Any, number: int, id: str, tokens: int, interval_ms: fl
     pieces = [str(tokenizer.decode([token_id])) for token_id in token_ids[:-1]]
     expected = json.dumps({"text": text}) if tool else text
     silent = len(ids(_OPEN.partition(', "arg')[0])) if tool else 1
-    return Case(number, id, tool, interval_ms, token_ids, pieces, expected, silent)
+    return Case(number, id, tool, interval_ms, token_ids, pieces, expected, silent, len(words))
 
 
 def write_recordings(cases: Sequence[Case], folder: Path) -> tuple[Path, Path]:

@@ -55,6 +55,9 @@ def test_a_case_has_as_many_tokens_as_asked_and_what_is_expected_is_what_they_sa
 ) -> None:
     assert text.tokens == call.tokens == 40
     assert tokenizer.decode(text.token_ids[:-1]) == text.expected
+    assert text.words == 39
+    assert call.words == len(tokenizer.encode(json.loads(call.expected)["text"]))
+    assert tokenizer.decode(call.token_ids[: call.silent]).endswith('"write"')
     said = tokenizer.decode(call.token_ids[:-1])
     assert said.startswith("<tool_call>")
     assert json.loads(said.removeprefix("<tool_call>").removesuffix("</tool_call>"))["arguments"] == json.loads(
