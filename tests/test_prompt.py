@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import pytest
@@ -147,6 +149,32 @@ def test_tokens_that_look_around_them_are_not_cut_before(qwen3_tokenizer: Any) -
     tokenizer.add_tokens([AddedToken(">><|im_end|>", special=True)])  # begins before the other does
     prompt = Prompt((LONG + ">>", Special("<|im_end|>"), "\n"))
     assert prompt.token_ids(tokenizer) == tokenizer.encode(prompt.text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("fixture", sorted({fixture for _, fixture in READERS}))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_quoted_tokens_are_read_as_a_whole_copy_would(
+    fixture: str, request: pytest.FixtureRequest, data: st.DataObject
+) -> None:
+    tokenizer = request.getfixturevalue(fixture)
+    quoted = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    text = "".join(data.draw(st.lists(st.text("a1 ▁\n'é\u0301天", max_size=4) | st.sampled_from(quoted), max_size=8)))
+    if specials(tokenizer).search(text):
+        expected = blind_copy(tokenizer).encode(text, add_special_tokens=False).ids
+        assert Prompt((text,)).token_ids(tokenizer) == expected
+
+
+@cache
+def blind_copy(tokenizer: Any) -> Any:
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = specials(tokenizer).fullmatch(token["content"]) is not None
+    copied = Tokenizer.from_str(json.dumps(state))
+    copied.encode_special_tokens = True
+    return copied
 
 
 @pytest.mark.parametrize("forged_first", [True, False])

@@ -8,7 +8,6 @@ the whole text either way. Refuses to know what the parts mean.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from array import array
@@ -160,14 +159,20 @@ class _Encoder:
         return _batch(backend, texts)
 
     def _blind(self) -> Tokenizer:
-        """The tokenizer without an eye for special tokens."""
+        """The tokenizer without an eye for special tokens. It shares the model: to copy that takes a second, in which
+        no other thread runs."""
         with self._lock:
             if self._copy is None:
-                state = json.loads(self._backend.to_str())
-                for token in state["added_tokens"]:
-                    token["special"] = token["content"] in self._texts
-                self._copy = Tokenizer.from_str(json.dumps(state))
-                self._copy.encode_special_tokens = True
+                copy = Tokenizer(self._backend.model)
+                for part in ("normalizer", "pre_tokenizer"):
+                    if (value := getattr(self._backend, part)) is not None:
+                        setattr(copy, part, value)
+                tokens = list(self._added.values())  # in the order of their ids, which they so have again
+                for token in tokens:
+                    token.special = token.content in self._texts
+                copy.add_tokens(tokens)
+                copy.encode_special_tokens = True
+                self._copy = copy
             return self._copy
 
 
