@@ -31,10 +31,11 @@ from benchmarks.drain import Drained, Load, drain
 from benchmarks.frontend_report import HEAD, Figure, Results, show, verdict, write
 from benchmarks.frontend_rows import FLOORS, LAYER, ROWS, Row, make_cases, programs
 from benchmarks.recorded import Case, body, check, write_recordings
-from benchmarks.servers import Program, Server, StartFailed, cores, profiled, top_of
+from benchmarks.servers import Program, Server, StartFailed, cores, machine_cpu, profiled, top_of
 from functionary_vllm.models import ensure_builtin
 
 _TRIES = 3  # of a figure that turns out void
+_BUSY = 0.4  # cores that other programs may use while lateness is measured
 _LAG_METRIC = "functionary_event_loop_lag_seconds"
 
 
@@ -68,9 +69,9 @@ def warm_up(started: Mapping[str, Server], cases: Mapping[str, Case]) -> None:
 def measure(server: Server, row: Row, case: Case) -> Figure:
     """One figure; `rounds` waves of streams one after the other, their times added."""
     load = Load(server.port, ask(server, case, row.stream), row.streams)
-    rest, own = server.rest_cpu(), time.process_time()
+    rest, own, busy = server.rest_cpu(), time.process_time(), machine_cpu()
     waves = [drain(load, server.cpu) for _ in range(row.rounds)]
-    rest, own = server.rest_cpu() - rest, time.process_time() - own
+    rest, own, busy = server.rest_cpu() - rest, time.process_time() - own, machine_cpu() - busy
     floor = server.program.name in FLOORS
     checked = [check(case, answer, floor=floor) for wave in waves for answer in wave.answers]
     wrong = next((wrong for wrong, _ in checked if wrong), "")
@@ -90,6 +91,7 @@ def measure(server: Server, row: Row, case: Case) -> Figure:
         api_core=steady[0] / steady[1] if steady else cpu / seconds,
         engine_core=rest / seconds,
         load_core=own / seconds,
+        others=max(0.0, busy - cpu - rest - own) / seconds,
         void=wrong,
     )
 
@@ -115,6 +117,8 @@ def measure_lag(server: Server, row: Row, case: Case, large: Case) -> Figure:
         "max": late[-1],
         "metric_p99": metric_p99(before, scrape(server)),
     }
+    if figure.others > _BUSY:
+        figure.void = figure.void or f"other programs used {figure.others:.1f} cores"
     if found["answered"] != found["large"]:
         figure.void = f"{found['large'] - found['answered']} large requests were not answered"
     return figure

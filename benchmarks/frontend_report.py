@@ -34,6 +34,7 @@ class Figure:
     api_core: float
     engine_core: float
     load_core: float
+    others: float  # cores that programs had which are no part of this
     void: str = ""
     lag: dict[str, float | None] = field(default_factory=dict)  # milliseconds
 
@@ -61,14 +62,15 @@ def show(row: str, figures: Mapping[str, list[Figure]]) -> None:
         line = f"{row:20}{name:12}{us:8.1f} {spread:14}" + (f"{steady:8.1f}" if steady else " " * 8)
         line += f"{us / theirs:7.2f}" if theirs else " " * 7
         line += f"{middle(repeats, lambda f: f.tokens_per_s):10.0f}{middle(repeats, lambda f: f.deltas_per_token):7.3f}"
-        line += f"  {repeats[0].api_core:4.2f} {repeats[0].engine_core:4.2f} {repeats[0].load_core:4.2f}"
-        line += "".join(f"  {key} {value:.1f}" for key, value in repeats[0].lag.items() if value is not None)
+        first = repeats[0]
+        line += f"  {first.api_core:4.2f} {first.engine_core:4.2f} {first.load_core:4.2f} {first.others:4.2f}"
+        line += "".join(f"  {key} {value:.1f}" for key, value in first.lag.items() if value is not None)
         print(line + (f"  {len(void)} void: {void[0]}" if void else ""), flush=True)
 
 
 HEAD = (
     "µs: CPU of the API process a token, median (least-most); steady: while all streams run; of vLLM: ratio of µs;\n"
-    "deltas a token; cores in use by API process, engine core, load\n"
+    "deltas a token; cores in use by API process, engine core, load, other programs\n"
     f"{'row':20}{'server':12}{'µs':>8} {'':14}{'steady':>8}{'of vLLM':>8}{'tok/s':>9}{'deltas':>7}  cores"
 )
 
