@@ -1,17 +1,20 @@
-"""CPU microseconds a token of each stage between the engine and the socket, and how they grow with an argument.
+"""CPU microseconds a token of each stage between the engine and the socket, and how they grow with an argument; CPU
+milliseconds of each stage before the engine, by the number of tools.
 
 In: a recorded call of each format, its string argument as long as asked, cut into engine steps of one token. Out: a
 table of detokenizer, machine and chat writer, the ratio of the longest argument to the shortest, and beside it what
 vLLM's parser of the same family takes for the same steps, where vLLM has one and is installed; `--output` keeps it as
-JSON with the machine and the commit. Process CPU time, the best of several rounds: read ratios.
+JSON with the machine and the commit. A request is prepared with tools that were never seen before, and again. Process
+CPU time, the best of several rounds: read ratios.
 
-    python -m benchmarks.micro --lengths 1024 4096 32768 --vllm-lengths 1024 4096
+    python -m benchmarks.micro --lengths 1024 4096 32768 --vllm-lengths 1024 4096 --tools 0 10 100
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import platform
 import subprocess
@@ -20,21 +23,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 from transformers import AutoTokenizer
 
+from functionary_vllm.api.body import parse, validate
+from functionary_vllm.api.chat_request import ChatRequest
 from functionary_vllm.api.chat_writer import ChatChunks, Shape
-from functionary_vllm.conversation import Call, Function, Message
+from functionary_vllm.conversation import AUTO, REQUIRED, Call, Conversation, Function, Message
 from functionary_vllm.detokenizer import Detokenizer
 from functionary_vllm.events import CallStart
 from functionary_vllm.formats import get_format, list_formats
 from functionary_vllm.formats.base import Format
 from functionary_vllm.formats.reading.decoder import Decoder
 from functionary_vllm.formats.reading.machine import Offered
+from functionary_vllm.history import normalise
 from functionary_vllm.models import ensure_builtin
+from functionary_vllm.offer import functions_from_tools
 from functionary_vllm.pipeline import Delta
 
 _WORDS = 'It rained in İstanbul all day; 12 °C, wind \\"N\\" <5 km/h>, and {nobody} went out. '
 _PLACE = "here"
+_TAGS = {"type": "array", "items": {"type": "string"}, "description": "All of these."}
+_runs = itertools.count()
+PREPARING = ("body", "checks", "render", "tokens", "rule", "decoder")
 _SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}}
 _OFFERED = Offered.of([Function({"name": "write", "parameters": _SCHEMA})])
 _SHAPE = Shape("chatcmpl-0", "model", 0, "fp", 0)
@@ -67,7 +78,8 @@ def with_markers(tokenizer: Any, name: str) -> Any:
     tokenizer = copy.deepcopy(tokenizer)
     fmt = get_format(name)
     tokenizer.add_tokens([*fmt.markers, *fmt.stop])
-    tokenizer.chat_template = "{{ messages }}"  # never used: vLLM's adapter asks for one
+    # In place of a checkpoint's own: what is measured is what surrounds it, and how long JSON takes in jinja.
+    tokenizer.chat_template = "{{ tools | tojson }}" + "".join(fmt.stop[:1]) + "{{ messages | tojson }}"
     return tokenizer
 
 
@@ -127,6 +139,61 @@ def stages(fmt: Format, ids: list[int], rounds: int) -> dict[str, float]:
     }
 
 
+def body(tools: int, run: int) -> bytes:
+    """A request with so many tools of 1.2 kB; those of another `run` are others."""
+    about = f"The {run}th kind of entries, what they are for, and when they are better left alone. " * 4
+    entry = {"type": "object", "properties": {"city": {"type": "string"}, "tags": _TAGS}, "required": ["city"]}
+    properties = {
+        "query": {"type": "string", "description": about},
+        "status": {"type": "string", "enum": ["open", "closed", "all"], "description": "Which of them."},
+        "limit": {"type": "integer", "minimum": 1, "maximum": 100, "default": 10},
+        "filters": {"type": "object", "properties": {"entry": entry, "from": {"type": "string"}}},
+    }
+    functions = [
+        {
+            "name": f"find_{run}_{number}",
+            "description": about,
+            "parameters": {"type": "object", "properties": properties, "required": ["query"]},
+        }
+        for number in range(tools)
+    ]
+    offered = {"tools": [{"type": "function", "function": function} for function in functions]} if tools else {}
+    return orjson.dumps({"messages": [{"role": "user", "content": "What is open in Istanbul?"}], **offered})
+
+
+def prepared(fmt: Format, raw: bytes) -> dict[str, float]:
+    """Milliseconds of CPU from a body to what the engine is given."""
+    times = [time.process_time()]
+    chat = validate(parse(raw), ChatRequest)
+    times.append(time.process_time())
+    functions, _ = functions_from_tools(chat.tools)
+    conversation = Conversation(normalise(chat.messages), functions, AUTO)
+    times.append(time.process_time())
+    prompt = fmt.render(conversation)
+    times.append(time.process_time())
+    prompt.token_ids(fmt.tokenizer)
+    times.append(time.process_time())
+    offered = Offered.of(functions)
+    if functions:
+        forced = Conversation(conversation.messages, functions, REQUIRED)
+        fmt.constraint(forced, fmt.opened(forced), frozenset(offered.names))
+    times.append(time.process_time())
+    fmt.decode(offered, prompt.opened)
+    times.append(time.process_time())
+    took = [end - begin for begin, end in itertools.pairwise(times)]
+    return {stage: taken * 1e3 for stage, taken in zip((*PREPARING, "all"), (*took, sum(took)), strict=True)}
+
+
+def preparing(fmt: Format, tools: int, rounds: int) -> dict[str, dict[str, float]]:
+    """For the first time, and again: the best of each stage."""
+    bodies = [body(tools, next(_runs)) for _ in range(rounds)]
+    first, again = ([prepared(fmt, raw) for raw in bodies] for _ in range(2))
+    return {
+        "first": {stage: min(took[stage] for took in first) for stage in first[0]},
+        "again": {stage: min(took[stage] for took in again) for stage in again[0]},
+    }
+
+
 def vllm_parser(fmt: Format, ids: list[int], rounds: int) -> float | str:
     """What vLLM's own streaming parser takes a token, fed the text of each step; or why there is no figure."""
     try:
@@ -156,6 +223,7 @@ def measure(tokenizer: Any, options: argparse.Namespace) -> dict[str, dict[str, 
             "vllm": {n: vllm_parser(fmt, recorded(fmt, n), 1) for n in options.vllm_lengths}
             if name in VLLM_PARSERS
             else {},
+            "prepare": {n: preparing(fmt, n, options.rounds) for n in options.tools} if fmt.lacks() is None else {},
         }
     return table
 
@@ -166,12 +234,13 @@ def commit() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="CPU time a token of detokenizer, machine and writer.")
+    parser = argparse.ArgumentParser(description="CPU time of each stage behind and before the engine.")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer folder (default: the built-in model's)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 32768], help="argument tokens")
     parser.add_argument(
         "--vllm-lengths", type=int, nargs="*", default=[1024, 4096], help="the same for vLLM's parsers; none: leave out"
     )
+    parser.add_argument("--tools", type=int, nargs="*", default=[0, 10, 100], help="tools of a request to prepare")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="keep the figures as JSON")
     options = parser.parse_args()
@@ -182,6 +251,11 @@ def main() -> None:
     )
     for name, rows in table.items():
         show(name, rows)
+    print(f"\n{'format':20}{'tools':>8}{'':8}" + "".join(f"{stage:>9}" for stage in (*PREPARING, "all")) + "  ms CPU")
+    for name, rows in table.items():
+        for tools, times in rows["prepare"].items():
+            for when, took in times.items():
+                print(f"{name:20}{tools:8}{when:>8}" + "".join(f"{took[stage]:9.2f}" for stage in (*PREPARING, "all")))
     if options.output:
         about = {"commit": commit(), "python": platform.python_version(), "machine": platform.machine()}
         options.output.write_text(json.dumps({**about, "formats": table}, indent=1) + "\n")
