@@ -7,6 +7,7 @@ already set is left alone. Refuses to know Settings and HTTP.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import json
@@ -98,6 +99,7 @@ def collecting_nothing() -> Iterator[None]:
     try:
         yield
         gc.freeze()
+        atexit.register(gc.unfreeze)  # at the end, extension modules complain of what was not collected
     finally:
         gc.enable()
 
