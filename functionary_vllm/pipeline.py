@@ -132,24 +132,10 @@ class Pipeline:
         once, and the others as one Delta at the end, unless what they say may have to stop the engine.
         """
         generation = prepared.generation
-        shown = generation.sampling.logprobs is not None
-        choices = [_Choice(decoder, _Shown() if shown else None) for decoder in prepared.decoders]
-        unknown_is_error = self._reading.unknown_function == "error"
-
-        def read(step: Step) -> Lag:
-            choice = choices[step.choice]
-            if choice.finished:
-                return None
-            events, logprobs = choice.feed(step)
-            if choice.finished and step.finish is None:
-                self._engine.stop(generation.id, step.choice)
-            unknown = choice.machine.unknown_calls
-            if unknown and unknown_is_error:
-                raise UnknownFunctionCalled("The model called a function that was not offered to it.")
-            return take(Delta(step.choice, events, choice.tokens, logprobs, step.cached_tokens, unknown))
-
-        stoppable = generation.sampling.stop or prepared.max_calls or unknown_is_error
-        backlog = Backlog(read, whole=whole and not stoppable)
+        strict = self._reading.unknown_function == "error"
+        reader = _Reader(prepared, take, self._engine, strict=strict)
+        stoppable = generation.sampling.stop or prepared.max_calls or strict
+        backlog = Backlog(reader.read, whole=whole and not stoppable)
         try:
             await self._engine.generate(generation, backlog.step)
             await backlog.finish()
@@ -198,38 +184,64 @@ class Pipeline:
         return None
 
 
+class _Reader:
+    """Makes Deltas of one request's Steps. `strict`: a call of a function that was not offered is an error."""
+
+    __slots__ = ("_choices", "_engine", "_id", "_strict", "_take")
+
+    def __init__(self, prepared: Prepared, take: TakeDelta, engine: Engine, *, strict: bool) -> None:
+        shown = prepared.generation.sampling.logprobs is not None
+        self._choices = [_Choice(decoder, _Shown() if shown else None) for decoder in prepared.decoders]
+        self._engine = engine
+        self._id = prepared.generation.id
+        self._strict = strict
+        self._take = take
+
+    def read(self, step: Step) -> Lag:
+        choice = self._choices[step.choice]
+        if choice.finished:
+            return None
+        decoder, shown = choice.decoder, choice.shown
+        choice.tokens += len(step.token_ids)
+        events = decoder.feed(step.token_ids) if shown is None else choice.feed_one_by_one(step)
+        if step.finish is not None or decoder.done:
+            events += choice.finish(step.finish)
+            if step.finish is None:
+                self._engine.stop(self._id, step.choice)
+        unknown = decoder.machine.unknown_calls
+        if unknown and self._strict:
+            raise UnknownFunctionCalled("The model called a function that was not offered to it.")
+        logprobs = None if shown is None else shown.take(events)
+        return self._take(Delta(step.choice, events, choice.tokens, logprobs, step.cached_tokens, unknown))
+
+
 class _Choice:
     """One answer being read."""
 
-    __slots__ = ("_decoder", "_shown", "finished", "machine", "tokens")
+    __slots__ = ("decoder", "finished", "shown", "tokens")
 
     def __init__(self, decoder: Decoder, shown: _Shown | None) -> None:
-        self._decoder = decoder
-        self.machine = decoder.machine
-        self._shown = shown
+        self.decoder = decoder
+        self.shown = shown
         self.tokens = 0
         self.finished = False
 
-    def feed(self, step: Step) -> tuple[list[Event], list[TokenLogprob] | None]:
-        self.tokens += len(step.token_ids)
-        decoder, shown = self._decoder, self._shown
-        if shown is None:
-            events = decoder.feed(step.token_ids)
-        else:
-            events = []
-            for token_id, logprob in zip(step.token_ids, step.logprobs or (), strict=True):
-                start = decoder.received
-                events += decoder.feed([token_id])
-                if decoder.received > start or decoder.pending:
-                    shown.add(logprob, start, decoder.received)
-        finish: FinishReason | None = step.finish
-        if decoder.done:  # a stop string, the last call: nothing was cut
-            finish = "stop"
-        if finish is not None:
-            events += decoder.finish(cut=finish != "stop")
-            events.append(Finish(finish))
-            self.finished = True
-        return events, None if shown is None else shown.take(events)
+    def feed_one_by_one(self, step: Step) -> list[Event]:
+        """The same events, and a note of which token gave which characters."""
+        decoder, shown = self.decoder, self.shown
+        events: list[Event] = []
+        for token_id, logprob in zip(step.token_ids, step.logprobs or (), strict=True):
+            start = decoder.received
+            events += decoder.feed([token_id])
+            if shown is not None and (decoder.received > start or decoder.pending):
+                shown.add(logprob, start, decoder.received)
+        return events
+
+    def finish(self, reason: FinishReason | None) -> list[Event]:
+        self.finished = True
+        if self.decoder.done or reason is None:  # a stop string, the last call: nothing was cut
+            reason = "stop"
+        return [*self.decoder.finish(cut=reason != "stop"), Finish(reason)]
 
 
 class _Shown:

@@ -10,9 +10,13 @@ stays vLLM's: checking and sending requests, its Prometheus metrics, its health;
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+import zmq
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import AsyncMPClient, _process_utility_output
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import IterationStats, RequestStateStats
 
@@ -59,6 +63,8 @@ class DirectLLM(AsyncLLM):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._live: dict[str, Live] = {}
+        self._ready: deque[Live] = deque()  # those with tokens that were not handed out yet
+        self._handing = False
         self._sending: set[asyncio.Future[None]] = set()
         super().__init__(*args, **options)
 
@@ -75,13 +81,13 @@ class DirectLLM(AsyncLLM):
         """Start a request, whose Steps will be of this choice. Takes and raises what AsyncLLM.generate does."""
         if self.errored:
             raise EngineDeadError()
+        self._run_output_handler()
         tasks = await self.get_supported_tasks()
         asked["params"] = asked.pop("sampling_params")
         request = self.input_processor.process_inputs(**asked, supported_tasks=tasks)
         self.input_processor.assign_request_id(request)
         if hasattr(self, "check_admission"):  # later than 0.26: vLLM's own queue limits
             self.check_admission(request_id=request.request_id)
-        self._run_output_handler()
         live = self._live[request.request_id] = Live(request, choice, take)
         self._count_requests()
         try:
@@ -123,20 +129,35 @@ class DirectLLM(AsyncLLM):
     async def _hand_out(self) -> None:
         core: Any = self.engine_core
         try:
-            while True:
-                ready: list[Live] = []
-                self._receive(await core.get_output_async(), ready)
+            if type(core) is AsyncMPClient and core.resources.output_queue_task is None:
+                # As its reader, this task is cancelled when the engine is found dead.
+                core.resources.output_queue_task = asyncio.current_task()
+                await _Socket(core, self._receive, self._hand_ready).read()
+            while True:  # several engines, whose client has more to say: by its own queue
+                self._receive(await core.get_output_async())
                 while not core.outputs_queue.empty():
-                    self._receive(await core.get_output_async(), ready)
-                for number, live in enumerate(ready, 1):
-                    self._hand(live)
-                    if not number % _HANDED_AT_ONCE:
-                        await asyncio.sleep(0)
-        except Exception as error:  # mostly EngineDeadError: each request is told
+                    self._receive(await core.get_output_async())
+                self._hand_ready()
+        except (Exception, asyncio.CancelledError) as error:
+            ended = error if isinstance(error, Exception) else EngineDeadError()
             for live in list(self._live.values()):
-                self._end(live, error)
+                self._end(live, ended)
             self._live.clear()
-            self.output_processor.propagate_error(error)
+            self.output_processor.propagate_error(ended)
+            if error is not ended:
+                raise
+
+    def _hand_ready(self) -> None:
+        if not self._handing:
+            self._hand_some()
+
+    def _hand_some(self) -> None:
+        ready = self._ready
+        for _ in range(min(len(ready), _HANDED_AT_ONCE)):
+            self._hand(ready.popleft())
+        self._handing = bool(ready)
+        if ready:
+            asyncio.get_running_loop().call_soon(self._hand_some)
 
     def _hand(self, live: Live) -> None:
         tokens, live.tokens = live.tokens, None
@@ -162,7 +183,7 @@ class DirectLLM(AsyncLLM):
         else:
             live.ended.set_exception(error)
 
-    def _receive(self, outputs: Any, ready: list[Live]) -> None:
+    def _receive(self, outputs: Any) -> None:
         """Note what arrived with each request, and who is to be called."""
         measured = _Measured(self, outputs.timestamp)
         gaps, now = measured.gaps, outputs.timestamp
@@ -183,7 +204,7 @@ class DirectLLM(AsyncLLM):
             live.last = now
             if live.tokens is None:
                 live.tokens = tokens
-                ready.append(live)
+                self._ready.append(live)
             else:
                 live.tokens += tokens
             if output.finish_reason is not None:
@@ -196,6 +217,45 @@ class DirectLLM(AsyncLLM):
         self.output_processor.update_scheduler_stats(outputs.scheduler_stats)
         if self.logger_manager is not None:
             measured.tell(outputs, count)
+
+
+class _Socket:
+    """The outputs' socket of vLLM's client, read when the event loop finds it readable: no task has to be woken."""
+
+    def __init__(self, client: Any, receive: Callable[[Any], None], received: Callable[[], None]) -> None:
+        self._client = client
+        self._receive = receive
+        self._received = received
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._socket: Any = zmq.Socket.shadow(client.resources.output_socket)
+
+    async def read(self) -> None:
+        """Runs until it is cancelled, or raises what went wrong."""
+        loop = asyncio.get_running_loop()
+        descriptor = self._socket.get(zmq.FD)
+        loop.add_reader(descriptor, self._readable)
+        try:
+            self._readable()  # it tells of what comes from now on only
+            await self._broken
+        finally:
+            loop.remove_reader(descriptor)
+
+    def _readable(self) -> None:
+        client = self._client
+        try:
+            while not self._broken.done():
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                client.resources.validate_alive(frames)
+                outputs = client.decoder.decode(frames)
+                if outputs.utility_output is None:
+                    self._receive(outputs)
+                elif outputs.utility_output.call_id in client.utility_results:
+                    _process_utility_output(outputs.utility_output, client.utility_results)
+        except zmq.Again:
+            self._received()
+        except Exception as error:
+            if not self._broken.done():
+                self._broken.set_exception(client._format_exception(error))
 
 
 class _Measured:

@@ -65,7 +65,13 @@ class Decoder:
         """What these tokens made sure. Once `done`, tokens are ignored."""
         if self._detokenizer is None:
             raise ValueError("a decoder of token ids needs a format with a tokenizer")
-        return [] if self.done else self.feed_text(self._detokenizer.feed(token_ids))
+        if self.done:
+            return []
+        text = self._detokenizer.feed(token_ids)
+        if not self._selects and (events := self.machine.pass_on(text)) is not None:
+            self._received += len(text)
+            return events
+        return self.feed_text(text)
 
     def feed_text(self, text: str) -> list[Event]:
         """The same for text whose markers are private characters (`Alphabet.of`)."""

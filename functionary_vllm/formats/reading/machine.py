@@ -97,22 +97,24 @@ class Machine(Scanner):
         self._advance()
 
     def feed(self, text: str) -> list[Event]:
-        # Most tokens are words of a text or of a string, in which the grammar has nothing to do.
-        quiet = self._quiet
-        if quiet is not None and quiet(text):
-            return self._pass_on(text)
+        if (events := self.pass_on(text)) is not None:
+            return events
         self._quiet = None
         self.append(text)
         self._advance()
         return self._take()
 
-    def _pass_on(self, text: str) -> list[Event]:
+    def pass_on(self, text: str) -> list[Event] | None:
+        """The events of text in which the grammar has nothing to do, as of most tokens; None for any other text."""
+        quiet = self._quiet
+        if quiet is None or not quiet(text):
+            return None
         if not text:
             return []
         start = self.offset
         self._base += len(text)
         sink = self._quiet_sink
-        if sink == self.arguments and not self._as_text:  # the long ones, by a shorter way
+        if sink == self.arguments and not self._as_text:  # the longest, by the shortest way
             self._argued = True
             return [CallArguments(self._call, text)]
         if sink is not None:
