@@ -8,27 +8,38 @@ an app, so that several apps in one process share them.
 
 from __future__ import annotations
 
+import asyncio
+import os
 from typing import Protocol
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from functionary_vllm.formats.base import Format
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 HTTP_REQUESTS = Counter(
     "functionary_http_requests", "HTTP requests answered, by route, status and kind.", ["route", "status", "stream"]
 )
-RUNNING = Gauge("functionary_requests_running", "Completions that are being generated now.")
+RUNNING = Gauge(
+    "functionary_requests_running", "Completions that are being generated now.", multiprocess_mode="livesum"
+)
 ABORTED = Counter("functionary_requests_aborted", "Completions whose client left before the end.")
 CHUNKS = Counter("functionary_stream_chunks", "Writes of streamed completions, one an engine step and choice.")
 TOKENS = Counter("functionary_completion_tokens", "Tokens generated for clients.", ["stream"])
 FINISHES = Counter("functionary_finish_reasons", "Choices by the finish_reason they were given.", ["reason"])
 CALLS = Counter("functionary_calls", "Function calls begun, by how they ended.", ["outcome"])
 UNKNOWN = Counter("functionary_unknown_function_calls", "Function calls begun whose function was not on offer.")
-FORMAT = Gauge("functionary_format_info", "The format that is served, and whose parser reads it.", ["format", "parser"])
+FORMAT = Gauge(
+    "functionary_format_info",
+    "The format that is served, and whose parser reads it.",
+    ["format", "parser"],
+    multiprocess_mode="max",
+)
 PARSER_FAILURES = Counter(
     "functionary_parser_failures", "Answers on which a parser that is not ours failed; the rest was text.", ["format"]
 )
@@ -38,10 +49,30 @@ FIRST_TOKEN = Histogram(
 FIRST_NAME = Histogram(
     "functionary_time_to_function_name_seconds", "From the request to its first function name.", buckets=_LATENCY
 )
+LOOP_LAG = Histogram(
+    "functionary_event_loop_lag_seconds",
+    "How late the event loop came to what was due; looked at ten times a second.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
+)
+_LOOK_EVERY_S = 0.1
+
+
+async def watch_loop() -> None:
+    """Observe how late this loop is, until cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _LOOK_EVERY_S
+        await asyncio.sleep(_LOOK_EVERY_S)
+        LOOP_LAG.observe(max(0.0, loop.time() - due))
 
 
 def exposition() -> bytes:
-    return generate_latest(REGISTRY)
+    """What `/metrics` shows: of this process, or of all API workers, which write into one folder."""
+    if MULTIPROCESS not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
 
 
 def watch_format(fmt: Format) -> None:

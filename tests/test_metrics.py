@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from prometheus_client import REGISTRY
 
 from functionary_vllm.api.chat_writer import ChatChunks, Shape
 from functionary_vllm.events import CallArguments, CallEnd, CallStart, Finish, Text
-from functionary_vllm.metrics import Observation, exposition
+from functionary_vllm.metrics import Observation, exposition, watch_loop
 from functionary_vllm.pipeline import Delta
 
 SHAPE = Shape("chatcmpl-0", "model", 0, "fp", 5)
@@ -74,6 +75,20 @@ def test_an_aborted_answer_is_counted_with_its_tokens() -> None:
         "completion_tokens_total": 2,
         "time_to_first_token_seconds_count": 1,
     }
+
+
+async def test_a_loop_that_is_kept_busy_is_late() -> None:
+    def late() -> float:
+        return value("event_loop_lag_seconds_sum")
+
+    before = late()
+    watch = asyncio.create_task(watch_loop())
+    await asyncio.sleep(0)
+    time.sleep(0.3)  # noqa: ASYNC251 - what is to be noticed
+    while late() == before:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    watch.cancel()
+    assert late() - before > 0.1
 
 
 def test_exposition_holds_ours_and_the_process() -> None:

@@ -6,6 +6,7 @@ engine at the end. Refuses to know how the engine was made.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -51,11 +52,13 @@ def create_app(settings: Settings, engine: Engine, fmt: Format) -> FastAPI:
 def _lifespan(engine: Engine) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(metrics.watch_loop())
         app.state.ready = True
         try:
             yield
         finally:
             app.state.ready = False
+            watch.cancel()
             await engine.close()
 
     return lifespan
