@@ -62,11 +62,14 @@ class DirectLLM(AsyncLLM):
     """AsyncLLM whose output handler serves both kinds of requests."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        self._prepare()
+        super().__init__(*args, **options)
+
+    def _prepare(self) -> None:
         self._live: dict[str, Live] = {}
         self._ready: deque[Live] = deque()  # those with tokens that were not handed out yet
         self._handing = False
         self._sending: set[asyncio.Future[None]] = set()
-        super().__init__(*args, **options)
 
     def __del__(self) -> None:
         pass  # shutdown() was called; if not, the client's own finalizer runs. A second one would meet dead modules.
