@@ -33,9 +33,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.contenders import ROOT, Contender, HttpContender, Message, OfflineContender, Result, UnequalWork, Work
-from benchmarks.figures import percentile
-from benchmarks.servers import Program
+from benchmarks.loadgen.figures import percentile
+from benchmarks.rig.contenders import (
+    ROOT,
+    Contender,
+    HttpContender,
+    Message,
+    OfflineContender,
+    Result,
+    UnequalWork,
+    Work,
+)
+from benchmarks.rig.servers import Program
 from functionary_vllm.models import ensure_builtin
 
 # What our server chooses by itself on a CPU, said to all three; a class is the only way to tell vLLM's server of it.

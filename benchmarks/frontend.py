@@ -27,11 +27,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.drain import Drained, Load, drain
-from benchmarks.frontend_report import HEAD, Figure, Results, show, verdict, write
-from benchmarks.frontend_rows import FLOORS, LAYER, ROWS, Row, make_cases, programs
-from benchmarks.recorded import Case, body, check, write_recordings
-from benchmarks.servers import Program, Server, StartFailed, cores, machine_cpu, profiled, top_of
+from benchmarks.rig.drain import Drained, Load, drain
+from benchmarks.rig.frontend_report import HEAD, Figure, Results, show, verdict, write
+from benchmarks.rig.frontend_rows import FLOORS, LAYER, ROWS, Row, make_cases, programs
+from benchmarks.rig.recorded import Case, body, check, write_recordings
+from benchmarks.rig.servers import Program, Server, StartFailed, cores, machine_cpu, profiled, top_of
 from functionary_vllm.models import ensure_builtin
 
 _TRIES = 3  # of a figure that turns out void
@@ -105,7 +105,7 @@ def _steady(waves: Sequence[Drained]) -> tuple[float, float] | None:
 
 def measure_lag(server: Server, row: Row, case: Case, large: Case) -> Figure:
     """The same with a probe meanwhile, which brings the large requests."""
-    command = [sys.executable, "-m", "benchmarks.lag", "--port", str(server.port), "--seed", str(large.number)]
+    command = [sys.executable, "-m", "benchmarks.rig.lag", "--port", str(server.port), "--seed", str(large.number)]
     probe = subprocess.Popen([*command, "--after", "3", "--seconds", "10"], stdout=subprocess.PIPE)
     before = scrape(server)
     figure = measure(server, row, case)

@@ -34,9 +34,9 @@ import aiohttp
 import orjson
 import uvloop
 
-from benchmarks.client import Client, Record, endpoint
-from benchmarks.figures import parse_slo, percentile, read_run
-from benchmarks.folding import Answer
+from benchmarks.loadgen.client import Client, Record, endpoint
+from benchmarks.loadgen.figures import parse_slo, percentile, read_run
+from benchmarks.loadgen.folding import Answer
 from benchmarks.report import table
 from benchmarks.workload import ARRIVALS, PROFILES, Form, Mix, Range, Session, Workload, WorkloadError, arrivals
 

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.figures import FileError, Run, parse_slo, read_run, summary, warnings
-from benchmarks.page import page
-from benchmarks.tables import counted, timed
+from benchmarks.loadgen.figures import FileError, Run, parse_slo, read_run, summary, warnings
+from benchmarks.loadgen.page import page
+from benchmarks.loadgen.tables import counted, timed
 
 
 def aligned(lines: list[list[str]]) -> str:

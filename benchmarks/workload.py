@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.folding import Answer
+from benchmarks.loadgen.folding import Answer
 
 Body = dict[str, Any]
 Range = tuple[int, int]  # both ends belong to it

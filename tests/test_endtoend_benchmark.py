@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import endtoend
-from benchmarks.contenders import Result, carries_token
 from benchmarks.endtoend import arguments, as_messages, conversations, figures, make_model, ratios, start_ratios
+from benchmarks.rig.contenders import Result, carries_token
 
 
 def result(seconds: float, first: float = 1.0) -> Result:

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from benchmarks.drain import Load, drain
-from benchmarks.floors import read_chunks, wait
 from benchmarks.frontend import metric_p99
-from benchmarks.frontend_report import Figure, saturation
-from benchmarks.frontend_rows import OURS, ROWS, make_cases, programs
-from benchmarks.recorded import Case, body, check, make_case, write_recordings
-from benchmarks.servers import Server, cpu_seconds
+from benchmarks.rig.drain import Load, drain
+from benchmarks.rig.floors import read_chunks, wait
+from benchmarks.rig.frontend_report import Figure, saturation
+from benchmarks.rig.frontend_rows import OURS, ROWS, make_cases, programs
+from benchmarks.rig.recorded import Case, body, check, make_case, write_recordings
+from benchmarks.rig.servers import Server, cpu_seconds
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -151,7 +151,7 @@ def core() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM and torch warn of their own deprecations while they are imported
         pytest.importorskip("vllm", reason="vLLM is not installed")
-        from benchmarks import replay_core
+        from benchmarks.rig import replay_core
 
     return replay_core
 

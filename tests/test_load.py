@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.client import Client, Record, endpoint
-from benchmarks.figures import Run, read_run, summary
-from benchmarks.folding import Answer, Called, EventStream, StreamFold, call_problems, fold_whole
 from benchmarks.load import parse, run_load
+from benchmarks.loadgen.client import Client, Record, endpoint
+from benchmarks.loadgen.figures import Run, read_run, summary
+from benchmarks.loadgen.folding import Answer, Called, EventStream, StreamFold, call_problems, fold_whole
 from functionary_vllm.engine.replay import Recording, ReplayEngine
 from tests.apps import call_text, served, tokenizer
 

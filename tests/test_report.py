@@ -16,10 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import report
-from benchmarks.client import Record
-from benchmarks.figures import FileError, Run, is_good, latencies, over_time, parse_slo, percentile, read_run, summary
-from benchmarks.figures import warnings as doubts
-from benchmarks.page import page
+from benchmarks.loadgen.client import Record
+from benchmarks.loadgen.figures import (
+    FileError,
+    Run,
+    is_good,
+    latencies,
+    over_time,
+    parse_slo,
+    percentile,
+    read_run,
+    summary,
+)
+from benchmarks.loadgen.figures import warnings as doubts
+from benchmarks.loadgen.page import page
 from benchmarks.report import table
 
 VOID = {"meta", "br"}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from benchmarks.folding import Answer, Called
+from benchmarks.loadgen.folding import Answer, Called
 from benchmarks.workload import MATERIAL, PROFILES, Form, Mix, Workload, WorkloadError, arrivals, bfcl_request
 
 BFCL = {

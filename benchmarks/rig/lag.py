@@ -1,6 +1,6 @@
 """How late a server is for small things: GET /health at fixed times, while a large request arrives each second.
 
-    python -m benchmarks.lag --port PORT --seconds 10 --seed 3 --tools 100
+    python -m benchmarks.rig.lag --port PORT --seconds 10 --seed 3 --tools 100
 
 In: a server under load. Out: one line of JSON: lateness in milliseconds from the planned time of each probe to its
 answer (a probe that could not be sent in time counts from its plan), and how many large requests were answered 200. A
@@ -17,7 +17,7 @@ import socket
 import time
 from typing import Any
 
-from benchmarks.drain import post
+from benchmarks.rig.drain import post
 
 _PERIOD = 0.01
 _PROBE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -23,9 +23,9 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.servers import Program, Server, StartFailed, cpu_seconds, descendants
+from benchmarks.rig.servers import Program, Server, StartFailed, cpu_seconds, descendants
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 900  # a GPU that compiles and captures graphs takes its time
 _MODEL = "model"
 _URL = "http://127.0.0.1:{}{}"
@@ -164,7 +164,7 @@ def carries_token(line: bytes) -> bool:
 
 
 class OfflineContender:
-    """benchmarks/offline.py as a process. `detokenize` is what the next Work is done with."""
+    """benchmarks/rig/offline.py as a process. `detokenize` is what the next Work is done with."""
 
     name = "offline"
 
@@ -173,7 +173,7 @@ class OfflineContender:
         self._begin = time.perf_counter()
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.offline", *flags],
+                [sys.executable, "-m", "benchmarks.rig.offline", *flags],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -1,6 +1,6 @@
 """The floors: servers that do nothing but send chunks that are ready, one a token, at the ticks that were recorded.
 
-    python -m benchmarks.floors raw|asgi --port PORT --recordings FILE
+    python -m benchmarks.rig.floors raw|asgi --port PORT --recordings FILE
 
 `raw` is an asyncio protocol on uvloop, `asgi` a bare ASGI application on uvicorn with uvloop and httptools. In: the
 recordings of the run; a request's `seed` is the number of its recording. Out: its `chunks`, each a write of its own,

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
-from benchmarks.folding import Answer, EventStream, StreamFold, call_problems, fold_whole, usage_problems
+from benchmarks.loadgen.folding import Answer, EventStream, StreamFold, call_problems, fold_whole, usage_problems
 
 ERRORS = {
     "connect": "no connection: refused, unreachable, unknown name",

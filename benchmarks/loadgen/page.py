@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from benchmarks.figures import LATENCIES, Run, over_time, percentile, summary, values_of, warnings
-from benchmarks.plots import SHADES, Series, cumulative, number
-from benchmarks.plots import over_time as course
-from benchmarks.tables import counted, timed
+from benchmarks.loadgen.figures import LATENCIES, Run, over_time, percentile, summary, values_of, warnings
+from benchmarks.loadgen.plots import SHADES, Series, cumulative, number
+from benchmarks.loadgen.plots import over_time as course
+from benchmarks.loadgen.tables import counted, timed
 
 QUANTILES = (*(q / 2 for q in range(1, 199)), 99.2, 99.4, 99.6, 99.8, 99.9)
 COURSES = {

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recorded import Case, make_case
-from benchmarks.servers import Program
+from benchmarks.rig.recorded import Case, make_case
+from benchmarks.rig.servers import Program
 
 OURS, VLLM, RUST, LAYER, RAW, ASGI = "ours", "vllm", "vllm-rust", "ours-replay", "floor-raw", "floor-asgi"
 FLOORS = (RAW, ASGI)
 
-_CORE = ["--scheduler-cls", "benchmarks.replay_core.ReplayScheduler"]
-_CORE += ["--distributed-executor-backend", "benchmarks.replay_core.ReplayExecutor"]
+_CORE = ["--scheduler-cls", "benchmarks.rig.replay_core.ReplayScheduler"]
+_CORE += ["--distributed-executor-backend", "benchmarks.rig.replay_core.ReplayExecutor"]
 _CORE += ["--max-model-len", "40960", "--max-num-seqs", "1024", "--served-model-name", "model"]
 _PARSING = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 # vLLM's command line, without the `vllm` command, which its CPU package does not bring.
@@ -91,7 +91,7 @@ def programs(model: str, recordings: tuple[Path, Path], port: int, rust: Path | 
     steps, chunks = map(str, recordings)
     python, ours = sys.executable, [sys.executable, "serve.py", "--format", "hermes"]
     env = {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
         "REPLAY_RECORDINGS": steps,
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
     }
@@ -99,7 +99,7 @@ def programs(model: str, recordings: tuple[Path, Path], port: int, rust: Path | 
     replay = ["--engine", "replay", "--recordings", steps, "--tokenizer", model, "--served-model-name", "model"]
 
     def floor(kind: str) -> Sequence[str]:
-        return [python, "-m", "benchmarks.floors", kind, "--recordings", chunks]
+        return [python, "-m", "benchmarks.rig.floors", kind, "--recordings", chunks]
 
     listed = [
         Program(OURS, [*ours, "--model", model, *_CORE], port, env),

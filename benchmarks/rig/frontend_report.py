@@ -17,9 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-from benchmarks.frontend_rows import ASGI, GROWTH, LAYER, OURS, ROWS, RUST, SATURATION_MS, VLLM
 from benchmarks.micro import commit
-from benchmarks.recorded import Case
+from benchmarks.rig.frontend_rows import ASGI, GROWTH, LAYER, OURS, ROWS, RUST, SATURATION_MS, VLLM
+from benchmarks.rig.recorded import Case
 
 
 @dataclass(slots=True)

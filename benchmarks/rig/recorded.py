@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drain import fold
+from benchmarks.rig.drain import fold
 
 _WORDS = "It rained all day, the wind came from the north, and nobody went out. So we stayed in and read. "
 _OPEN, _CLOSE = '<tool_call>\n{"name": "write", "arguments": {"text": "', '"}}\n</tool_call>'

@@ -1,7 +1,7 @@
 """Recorded steps out of vLLM's real engine-core process: a scheduler and an executor for its plug-in flags, no model.
 
-    --scheduler-cls benchmarks.replay_core.ReplayScheduler
-    --distributed-executor-backend benchmarks.replay_core.ReplayExecutor
+    --scheduler-cls benchmarks.rig.replay_core.ReplayScheduler
+    --distributed-executor-backend benchmarks.rig.replay_core.ReplayExecutor
 
 In: the recordings file that REPLAY_RECORDINGS names (as of the replay engine, with `token_ids`), and requests whose
 `seed` is the number of their recording. Out: what vLLM's scheduler would have sent, events and statistics included,

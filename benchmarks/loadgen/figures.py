@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from benchmarks.client import Record
+from benchmarks.loadgen.client import Record
 
 PERCENTILES = (50, 90, 99)
 LATENCIES = {

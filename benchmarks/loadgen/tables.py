@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.figures import LATENCIES, Run
+from benchmarks.loadgen.figures import LATENCIES, Run
 
 COLUMNS = ("p50", "p90", "p99", "max", "mean")
 
