@@ -1,4 +1,4 @@
-"""Flags -> Settings -> engine -> uvicorn; nothing else. `python serve.py --help` lists the flags.
+"""Flags -> Settings -> engine -> uvicorn, or several; nothing else. `python serve.py --help` lists the flags.
 
 Imports stay inside functions where they can: each child process of vLLM imports this file again.
 """
@@ -27,11 +27,14 @@ def main() -> int:
     from functionary_vllm.engine.startup import StartError
     from functionary_vllm.formats import UnknownFormat
     from functionary_vllm.serving.server import ListenError
+    from functionary_vllm.serving.workers import WorkerEnded
 
     try:
         serve(settings)
     except StartError as error:
         return fail(error, error.status)
+    except WorkerEnded as error:
+        return fail(error, 1)
     except (UnknownFormat, ListenError) as error:
         return fail(error)
     except KeyboardInterrupt:
@@ -48,6 +51,11 @@ def serve(settings: Settings) -> None:
     load_formats(settings)
     listener = listen(settings)
     settings = with_model(settings)
+    if settings.api_workers > 1:
+        from functionary_vllm.serving.workers import serve_with_workers
+
+        serve_with_workers(settings, listener)
+        return
     engine = start_engine(settings)
     try:
         from functionary_vllm.api.app import create_app
@@ -64,7 +72,7 @@ def fail(error: Exception, status: int = 2) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-elif __name__ == "__mp_main__":  # in a child process of vLLM
+elif __name__ == "__mp_main__":  # in an API worker, or a child process of vLLM
     from functionary_vllm.engine.startup import end_with_parent
 
     end_with_parent()

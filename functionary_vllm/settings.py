@@ -42,6 +42,11 @@ class Settings:
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 for every interface")
     port: int = _setting(8000, "port to listen on; 0 lets the system choose one", least=0)
     uds: str | None = _setting(None, "listen on this Unix socket instead of host and port", metavar="PATH")
+    api_workers: int = _setting(
+        1,
+        "processes that answer HTTP: they share the address and the engine; for more streams than one core carries",
+        least=1,
+    )
     engine: Literal["vllm", "replay"] = _setting(
         "vllm", "vllm: generate; replay: play recorded output, without a model", choices=("vllm", "replay")
     )

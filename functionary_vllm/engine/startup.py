@@ -118,22 +118,37 @@ def start_vllm(
 
     `imported` is called as soon as vllm is there: what it raises ends the start before the engine takes its time.
     """
+    with starting(model, verbose=verbose, imported=imported) as (say, quiet):
+        from functionary_vllm.engine.vllm import create_engine
+
+        return create_engine(["--model", model, *argv], say, quiet=quiet)
+
+
+@contextmanager
+def starting(
+    model: str, *, verbose: bool, imported: Callable[[], object]
+) -> Iterator[tuple[Callable[[str], None], bool]]:
+    """vLLM imported; somewhere to tell progress, and whether vLLM is to be quiet. Errors become StartErrors."""
     quiet = not verbose and "VLLM_LOGGING_LEVEL" not in os.environ
     prepare_environment(model, verbose=verbose)
     with Progress().running() as progress:
         progress.say("importing vLLM")
-        try:
-            with collecting_nothing():
-                from functionary_vllm.engine import vllm as backend
-        except ModuleNotFoundError as error:
-            raise StartError(f"vLLM is not installed ({error}); make install installs it.") from error
+        import_vllm()
         imported()
         try:
-            return backend.create_engine(["--model", model, *argv], progress.say, quiet=quiet)
+            yield progress.say, quiet
         except (ValueError, OSError) as error:
             raise StartError(f"vLLM refuses this: {_first_lines(error)}") from error
         except RuntimeError as error:
             raise StartError(f"The engine did not start: {_first_lines(error)}", 1) from error
+
+
+def import_vllm() -> None:
+    try:
+        with collecting_nothing():
+            from functionary_vllm.engine import vllm  # noqa: F401 - modules stay
+    except ModuleNotFoundError as error:
+        raise StartError(f"vLLM is not installed ({error}); make install installs it.") from error
 
 
 def start_replay(recordings: str, tokenizer: str) -> Engine:

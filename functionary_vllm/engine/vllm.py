@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from transformers import PretrainedConfig
 from vllm import exceptions as vllm_exceptions
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
@@ -299,9 +300,19 @@ def print_engine_help(word: str) -> None:
 def create_engine(argv: Sequence[str], say: Callable[[str], None] = print, *, quiet: bool = False) -> VllmEngine:
     """Start vLLM with these of its flags. Blocks for seconds to minutes, and needs no event loop.
 
-    `quiet` keeps back what vLLM warns of at every start on a CPU: that it is not compiled, not preloaded, not a GPU.
-
     Raises ValueError or OSError for flags or a model that cannot be used, RuntimeError when the engine does not start.
+    """
+    config, log_stats = read_config(argv, say, quiet=quiet)
+    say("starting the engine process: it loads the weights and sets up the KV cache")
+    return VllmEngine(DirectLLM.from_vllm_config(config, disable_log_stats=not log_stats))
+
+
+def read_config(
+    argv: Sequence[str], say: Callable[[str], None], *, quiet: bool, workers: int = 1, rank: int = 0
+) -> tuple[VllmConfig, bool]:
+    """vLLM's configuration, and whether it keeps statistics. `rank` is that of an API worker, -1 for their engine.
+
+    `quiet` keeps back what vLLM warns of at every start on a CPU: that it is not compiled, not preloaded, not a GPU.
     """
     namespace = _parser().parse_args(list(argv))
     on_cpu = current_platform.is_cpu()
@@ -311,15 +322,17 @@ def create_engine(argv: Sequence[str], say: Callable[[str], None] = print, *, qu
     if on_cpu and namespace.max_model_len is None and _declared_length(namespace.model) > _CPU_MAX_MODEL_LEN:
         namespace.max_model_len = _CPU_MAX_MODEL_LEN
     say("reading the model's configuration")
-    config = AsyncEngineArgs.from_cli_args(namespace).create_engine_config()
+    args = AsyncEngineArgs.from_cli_args(namespace)
+    if workers > 1:
+        args._api_process_count, args._api_process_rank = workers, rank
+    config = args.create_engine_config()
     parallel = config.parallel_config
     if on_cpu and namespace.distributed_executor_backend is None and _wants_one_process(parallel):
         # The worker then lives in the engine's process: 7 s and more off the start, and both of two cores compute.
         parallel.distributed_executor_backend = "uni"
         # The server needs a core now and then: threads that spin for work they wait for would make both crawl.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    say("starting the engine process: it loads the weights and sets up the KV cache")
-    return VllmEngine(DirectLLM.from_vllm_config(config, disable_log_stats=namespace.disable_log_stats))
+    return config, not namespace.disable_log_stats
 
 
 def _wants_one_process(parallel: Any) -> bool:

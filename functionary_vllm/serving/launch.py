@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from functionary_vllm.engine.base import Engine
-from functionary_vllm.engine.startup import StartError, prepare_environment, start_replay, start_vllm
+from functionary_vllm.engine.startup import (
+    StartError,
+    import_vllm,
+    prepare_environment,
+    start_replay,
+    start_vllm,
+    starting,
+)
 from functionary_vllm.formats import Format, detect_format, get_format, register_format
 from functionary_vllm.formats.vllm_parser import PREFIX
 from functionary_vllm.settings import Settings
+
+if TYPE_CHECKING:
+    from functionary_vllm.engine.vllm_workers import Client, Core, Employ
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +81,45 @@ def with_model(settings: Settings) -> Settings:
 
 def start_engine(settings: Settings) -> Engine:
     """Settings of `with_model` -> an Engine, which the caller closes. Raises StartError."""
-    vllm_format = settings.format if settings.format and settings.format.startswith(PREFIX) else None
     if settings.engine == "replay":
-        if vllm_format:
+        if _vllm_format(settings):
             prepare_environment(settings.tokenizer or "", verbose=settings.verbose)
         return start_replay(settings.recordings or "", settings.tokenizer or "")
+    options = {"imported": partial(get_format, name)} if (name := _vllm_format(settings)) else {}
+    return start_vllm(settings.model or "", _engine_argv(settings), verbose=settings.verbose, **options)
+
+
+def start_core(settings: Settings, employ: Employ) -> Core:
+    """An engine for `api_workers`, which `employ` starts meanwhile; the caller closes it. Raises StartError."""
+    model = settings.model or ""
+    name = _vllm_format(settings)
+    imported = partial(get_format, name) if name else (lambda: None)
+    with starting(model, verbose=settings.verbose, imported=imported) as (say, quiet):
+        try:
+            from functionary_vllm.engine import vllm_workers
+        except ImportError as error:
+            raise StartError(f"--api-workers needs vLLM 0.32 or later ({error}).") from error
+        argv = ["--model", model, *_engine_argv(settings)]
+        return vllm_workers.start_core(argv, settings.api_workers, employ, say, quiet=quiet)
+
+
+def join_core(settings: Settings, client: Client) -> tuple[Engine, Callable[[], None]]:
+    """For a worker: its Engine, and what to call in its event loop when the core has died."""
+    import_vllm()
+    from functionary_vllm.engine import vllm_workers
+
+    return vllm_workers.join_core(["--model", settings.model or "", *_engine_argv(settings)], client)
+
+
+def _engine_argv(settings: Settings) -> list[str]:
     argv = ["--served-model-name", *settings.served_model_names[:1]]  # labels vLLM's metrics
     if settings.tokenizer is not None:
         argv += ["--tokenizer", settings.tokenizer]
-    options = {"imported": partial(get_format, vllm_format)} if vllm_format else {}
-    return start_vllm(settings.model or "", [*argv, *settings.engine_args], verbose=settings.verbose, **options)
+    return [*argv, *settings.engine_args]
+
+
+def _vllm_format(settings: Settings) -> str | None:
+    return settings.format if settings.format and settings.format.startswith(PREFIX) else None
 
 
 def choose_format(settings: Settings, engine: Engine) -> Format:

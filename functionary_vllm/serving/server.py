@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import stat
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _COLLECT_EVERY = 10_000  # objects made and not gone: requests leave cycles, tokens do not
-_GRACE_S = 5  # for answers that are under way when the server is told to stop
+GRACE_S = 5  # for answers that are under way when the server is told to stop
 
 
 class ListenError(Exception):
@@ -62,7 +63,12 @@ def _check_uds(path: str) -> None:
 
 def run(app: FastAPI, listener: socket.socket | None, settings: Settings) -> None:
     """Serve until a signal; SIGINT and SIGTERM are raised once more after the last answer."""
-    config = uvicorn.Config(
+    server = Server(configured(app, settings), lambda: announce(listener, settings))
+    server.run(sockets=[listener] if listener is not None else None)
+
+
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         uds=settings.uds,
         loop="uvloop",
@@ -72,29 +78,33 @@ def run(app: FastAPI, listener: socket.socket | None, settings: Settings) -> Non
         log_config=None,
         access_log=settings.access_log,
         server_header=False,
-        timeout_graceful_shutdown=_GRACE_S,
+        timeout_graceful_shutdown=GRACE_S,
     )
+
+
+def announce(listener: socket.socket | None, settings: Settings) -> None:
     address = settings.uds and os.path.abspath(settings.uds)
-    if listener is not None:
+    if settings.uds is None and listener is not None:
         host, port = listener.getsockname()[:2]
         # Whoever listens everywhere is reached here by the loopback address.
         shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         address = f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
     model = (*settings.served_model_names, settings.model or "default")[0]
-    server = _Server(config, welcome(address or "", model, needs_key=bool(settings.api_keys)))
-    server.run(sockets=[listener] if listener is not None else None)
+    print(welcome(address or "", model, needs_key=bool(settings.api_keys)), flush=True)
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, announcement: str) -> None:
+class Server(uvicorn.Server):
+    """uvicorn's, which calls `answering` as soon as it answers."""
+
+    def __init__(self, config: uvicorn.Config, answering: Callable[[], None]) -> None:
         super().__init__(config)
-        self._announcement = announcement
+        self._answering = answering
 
     async def startup(self, *args: Any, **kwargs: Any) -> None:
         await super().startup(*args, **kwargs)
         if self.started:
             _spare_the_collector()
-            print(self._announcement, flush=True)
+            self._answering()
 
 
 def _spare_the_collector() -> None:
