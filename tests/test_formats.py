@@ -180,7 +180,7 @@ def test_linear(name: str) -> None:
     """No character is kept once it was looked at: what is buffered stays under a bound, whatever the length."""
     fmt = make.unbound(name)
     decoder = Decoder(fmt, make.OFFERED)
-    machine = decoder._machine
+    machine = decoder.machine
     written = make.written(fmt, make.Answer("", (("get", '{"text": "' + 'word \\" 😀 <' * 20_000 + '"}'),)))
     longest = 0
     for start in range(0, len(written), 5):
