@@ -209,7 +209,8 @@ class _Playing:
         self._turn += 1
         ids = recording.token_ids[start:end]
         finish = recording.finish if end >= len(recording.token_ids) else None
-        logprobs = _logprobs(ids, start, self._logprobs, self._vocab_size)
+        count = self._logprobs
+        logprobs = None if count is None else _logprobs(ids, start, count, self._vocab_size)
         for choice in tuple(self.choices):
             if choice in self.choices:  # stop() may have been called since
                 self._hand(Step(choice, ids, finish, logprobs))
@@ -249,12 +250,8 @@ def _ticks(now: float, interval: float) -> Iterator[float]:
     return (tick * interval for tick in itertools.count(first))
 
 
-def _logprobs(
-    token_ids: Sequence[int], start: int, count: int | None, vocab_size: int
-) -> tuple[TokenLogprob, ...] | None:
+def _logprobs(token_ids: Sequence[int], start: int, count: int, vocab_size: int) -> tuple[TokenLogprob, ...]:
     """Made-up values: -0.1 to -0.5 by position for the token itself, and neighbours by id, each less likely."""
-    if count is None:
-        return None
     return tuple(
         TokenLogprob(
             token_id,
