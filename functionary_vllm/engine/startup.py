@@ -18,7 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from functionary_vllm.engine.base import Engine
 
@@ -43,6 +45,15 @@ class StartError(Exception):
     def __init__(self, message: str, status: int = 2) -> None:
         super().__init__(message)
         self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """What an API worker needs to be one of an engine's clients. Goes to its process, which has not imported vLLM."""
+
+    index: int
+    count: int
+    addresses: dict[str, Any]
 
 
 class Progress:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -21,17 +20,9 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.utils import CoreEngineLaunch, EngineZmqListeners, bind_engine_zmq_listeners, launch_core_engines
 from vllm.v1.executor import Executor
 
+from functionary_vllm.engine.startup import Client
 from functionary_vllm.engine.vllm import VllmEngine, read_config
 from functionary_vllm.engine.vllm_outputs import DirectLLM
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """What a worker needs to be a client of the engine; goes to a child process while that is being started."""
-
-    index: int
-    count: int
-    addresses: dict[str, Any]
 
 
 class Core:

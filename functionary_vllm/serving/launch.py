@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from functionary_vllm.engine.base import Engine
 from functionary_vllm.engine.startup import (
+    Client,
     StartError,
     import_vllm,
     prepare_environment,
@@ -27,7 +28,7 @@ from functionary_vllm.formats.vllm_parser import PREFIX
 from functionary_vllm.settings import Settings
 
 if TYPE_CHECKING:
-    from functionary_vllm.engine.vllm_workers import Client, Core, Employ
+    from functionary_vllm.engine.vllm_workers import Core, Employ
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from functionary_vllm.engine.startup import StartError
+from functionary_vllm.engine.startup import Client, StartError
 from functionary_vllm.formats import UnknownFormat
 from functionary_vllm.serving.launch import choose_format, join_core, load_formats, start_core, start_engine
 from functionary_vllm.serving.protocol import LendingProtocol
@@ -39,7 +39,7 @@ from functionary_vllm.serving.server import GRACE_S, Server, announce, configure
 from functionary_vllm.settings import Settings
 
 if TYPE_CHECKING:
-    from functionary_vllm.engine.vllm_workers import Client, Core
+    from functionary_vllm.engine.vllm_workers import Core
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class WorkerEnded(Exception):
 
 def serve_with_workers(settings: Settings, listener: socket.socket | None) -> None:
     """Serve until a signal, whose exception comes through. Raises StartError, WorkerEnded."""
-    with _shared_metrics(), _unix_socket(settings.uds) if listener is None else listener as bound:
+    with _shared_folder(), _unix_socket(settings.uds) if listener is None else listener as bound:
         parent = _Parent(settings, bound)
         try:
             parent.start()
@@ -70,9 +70,11 @@ def serve_with_workers(settings: Settings, listener: socket.socket | None) -> No
 
 
 @contextmanager
-def _shared_metrics() -> Iterator[None]:
-    with TemporaryDirectory(prefix="functionary-metrics-", ignore_cleanup_errors=True) as folder:
+def _shared_folder() -> Iterator[None]:
+    # A short name: the sockets that vLLM makes in it may have paths of about 100 characters.
+    with TemporaryDirectory(prefix="api-", ignore_cleanup_errors=True) as folder:
         os.environ[_METRICS] = folder
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", folder)
         yield
 
 
@@ -226,25 +228,31 @@ class _Parent:
 def _work(settings: Settings, index: int, channel: socket.socket, client: Client | None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     set_up_logging(settings)
-    if index:
-        logging.disable(logging.INFO)  # what the first one tells of its start is enough
     try:
         with suppress(KeyboardInterrupt):  # the terminal's, which the parent gets as well
-            _serve(settings, channel, client)
+            _serve(settings, index, channel, client)
     except (StartError, UnknownFormat) as error:
         channel.sendall(str(error).encode())
     finally:
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
             shutil.rmtree(os.environ[_METRICS], ignore_errors=True)
+    # All is closed; the engine waits for this process, and Python would take seconds to take vLLM's modules apart.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
-def _serve(settings: Settings, channel: socket.socket, client: Client | None) -> None:
+def _serve(settings: Settings, index: int, channel: socket.socket, client: Client | None) -> None:
     load_formats(settings)
+    logging.disable(
+        logging.WARNING if client else logging.NOTSET
+    )  # the parent has imported vLLM, and told its warnings
     engine, lose_core = (start_engine(settings), _nothing) if client is None else join_core(settings, client)
     try:
         from functionary_vllm.api.app import create_app
 
+        logging.disable(logging.INFO if index else logging.NOTSET)  # one that tells which format it is will do
         app = create_app(settings, engine, choose_format(settings, engine))
         logging.disable(logging.NOTSET)
         _Dealt(configured(app, settings), channel, lose_core).run(sockets=[])
