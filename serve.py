@@ -56,6 +56,8 @@ def serve(settings: Settings) -> None:
 
         serve_with_workers(settings, listener)
         return
+    if listener is not None:  # an engine that ends later than the server would keep the port
+        os.register_at_fork(after_in_child=listener.close)
     engine = start_engine(settings)
     try:
         from functionary_vllm.api.app import create_app

@@ -2,7 +2,9 @@
 
 In: vLLM's flags, or a recordings file. Out: a running Engine, or StartError with what to tell. vLLM reads much of its
 environment while it is imported, so this module sets it first and imports vllm's file last. A variable that is
-already set is left alone. Refuses to know Settings and HTTP.
+already set is left alone. An engine process on a CPU may be forked off this one, which saves it the seconds of
+importing vLLM again: only where torch is imported here for the first time, since its threads, once used, do not
+survive a fork. Refuses to know Settings and HTTP.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ _QUIET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TORCH_LOGS": "-torch._library.triton",  # that there is no triton
 }
+# Threads that spin for work they wait for would make server and engine crawl. Read when torch is imported.
+_FEW_CORES = 16
+_PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class StartError(Exception):
@@ -95,12 +100,20 @@ class Progress:
 def prepare_environment(model: str, *, verbose: bool) -> None:
     """Set what vLLM and the Hugging Face hub read while they are imported."""
     wanted = _PRIVATE | _SPAWNED
+    if few_cores():
+        wanted |= _PATIENT
     if not verbose:
         wanted |= _QUIET
     if Path(model).is_dir():
         wanted["HF_HUB_OFFLINE"] = "1"  # a local folder is asked for nothing that is not in it
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+
+
+def few_cores() -> bool:
+    """Whether this process may use so few that vLLM's own binding of threads to them does not pay on a CPU."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return cores <= _FEW_CORES and not os.environ.get("VLLM_CPU_OMP_THREADS_BIND")
 
 
 @contextmanager
@@ -129,10 +142,13 @@ def start_vllm(
 
     `imported` is called as soon as vllm is there: what it raises ends the start before the engine takes its time.
     """
+    fork = sys.platform == "linux" and "torch" not in sys.modules
+    if fork:
+        os.register_at_fork(after_in_child=end_with_parent)
     with starting(model, verbose=verbose, imported=imported) as (say, quiet):
         from functionary_vllm.engine.vllm import create_engine
 
-        return create_engine(["--model", model, *argv], say, quiet=quiet)
+        return create_engine(["--model", model, *argv], say, quiet=quiet, fork=fork)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -33,6 +32,7 @@ from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_
 
 from functionary_vllm.engine.base import Generation, Step, Take, TokenLogprob
 from functionary_vllm.engine.schema_check import check_schema
+from functionary_vllm.engine.startup import few_cores
 from functionary_vllm.engine.vllm_outputs import DirectLLM, finish_reason
 from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest
 
@@ -271,7 +271,6 @@ def _translate(error: Exception) -> ApiError:
 
 _CPU_MAX_MODEL_LEN = 8192
 _CPU_KV_CACHE_BYTES = 2 * 1024**3
-_CPU_FEW_CORES = 16
 
 
 class _Parser(FlexibleArgumentParser):
@@ -297,12 +296,18 @@ def print_engine_help(word: str) -> None:
     _parser().parse_args([f"--help={word}"])
 
 
-def create_engine(argv: Sequence[str], say: Callable[[str], None] = print, *, quiet: bool = False) -> VllmEngine:
+def create_engine(
+    argv: Sequence[str], say: Callable[[str], None] = print, *, quiet: bool = False, fork: bool = False
+) -> VllmEngine:
     """Start vLLM with these of its flags. Blocks for seconds to minutes, and needs no event loop.
+
+    `fork` lets the engine's process on a CPU be forked off this one, which spares it the import of vLLM.
 
     Raises ValueError or OSError for flags or a model that cannot be used, RuntimeError when the engine does not start.
     """
     config, log_stats = read_config(argv, say, quiet=quiet)
+    if fork and current_platform.is_cpu() and _wants_one_process(config.parallel_config):
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM has just set it to spawn
     say("starting the engine process: it loads the weights and sets up the KV cache")
     return VllmEngine(DirectLLM.from_vllm_config(config, disable_log_stats=not log_stats))
 
@@ -330,16 +335,12 @@ def read_config(
     if on_cpu and namespace.distributed_executor_backend is None and _wants_one_process(parallel):
         # The worker then lives in the engine's process: 7 s and more off the start, and both of two cores compute.
         parallel.distributed_executor_backend = "uni"
-        # The server needs a core now and then: threads that spin for work they wait for would make both crawl.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return config, not namespace.disable_log_stats
 
 
 def _wants_one_process(parallel: Any) -> bool:
-    """On many cores vLLM's own thread binding is the better choice, and it needs a worker process."""
-    bound = os.environ.get("VLLM_CPU_OMP_THREADS_BIND")
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return parallel.world_size == parallel.data_parallel_size == 1 and not bound and cores <= _CPU_FEW_CORES
+    """Else vLLM's own thread binding is the better choice, and it needs a worker process."""
+    return parallel.world_size == parallel.data_parallel_size == 1 and few_cores()
 
 
 def _declared_length(model: str) -> int:
