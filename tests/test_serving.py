@@ -27,7 +27,8 @@ ALWAYS = ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_WORKER_MULTIPROC_METHOD")
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """An environment with nothing in it, in place of the real one."""
+    """An environment with nothing in it, in place of the real one, on a machine of many cores."""
+    monkeypatch.setattr(startup, "few_cores", lambda: False)
     empty: dict[str, str] = {}
     monkeypatch.setattr(os, "environ", empty)
     return empty
@@ -50,6 +51,12 @@ def test_verbose_keeps_the_log(environment: dict[str, str]) -> None:
 def test_a_local_folder_needs_no_hub(environment: dict[str, str], tmp_path: Path) -> None:
     prepare_environment(str(tmp_path), verbose=True)
     assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_on_few_cores_no_thread_spins(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "few_cores", lambda: True)
+    prepare_environment("someone/model", verbose=True)
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_what_is_set_already_stays(environment: dict[str, str]) -> None:
