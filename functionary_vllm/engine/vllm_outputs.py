@@ -110,6 +110,12 @@ class DirectLLM(AsyncLLM):
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
+    def lose_engine(self) -> None:
+        """The engine has died, and its client cannot know: each request is told."""
+        self.engine_core.resources.engine_dead = True
+        if self.output_handler is not None:
+            self.output_handler.cancel()
+
     # -- AsyncLLM's own questions ---------------------------------------------------------------------------------
 
     def get_num_unfinished_requests(self) -> int:

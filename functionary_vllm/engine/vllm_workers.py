@@ -16,7 +16,6 @@ from typing import Any
 
 from vllm.platforms import current_platform
 from vllm.v1.engine.admission_control import SharedAdmissionStats
-from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.utils import CoreEngineLaunch, EngineZmqListeners, bind_engine_zmq_listeners, launch_core_engines
 from vllm.v1.executor import Executor
 
@@ -99,7 +98,7 @@ def _clients(launch: CoreEngineLaunch, listeners: EngineZmqListeners, *, limited
 def join_core(argv: Sequence[str], client: Client) -> tuple[VllmEngine, Callable[[], None]]:
     """A worker's engine, once the core answers; and what to call in its event loop when the core has died."""
     config, log_stats = read_config(argv, lambda _: None, quiet=False, workers=client.count, rank=client.index)
-    llm = DirectLLM.from_vllm_config(
+    llm: Any = DirectLLM.from_vllm_config(
         config,
         disable_log_stats=not log_stats,
         client_addresses=client.addresses,
@@ -107,9 +106,4 @@ def join_core(argv: Sequence[str], client: Client) -> tuple[VllmEngine, Callable
         client_index=client.index,
     )
 
-    def lose_core() -> None:
-        core: Any = llm.engine_core
-        core.resources.engine_dead = True
-        core.outputs_queue.put_nowait(EngineDeadError())
-
-    return VllmEngine(llm), lose_core
+    return VllmEngine(llm), llm.lose_engine
