@@ -10,6 +10,7 @@ stays vLLM's: checking and sending requests, its Prometheus metrics, its health;
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ from vllm.v1.metrics.stats import IterationStats, RequestStateStats
 from functionary_vllm.engine.base import Step, Take
 from functionary_vllm.errors import EngineFailure
 from functionary_vllm.events import FinishReason
+
+log = logging.getLogger(__name__)
 
 # vLLM's reasons; it has more, and each of them means that the model was done.
 _FINISH: dict[str | None, FinishReason | None] = {None: None, "length": "length", "abort": "abort"}
@@ -105,6 +108,8 @@ class DirectLLM(AsyncLLM):
         if self._live.pop(live.request.request_id, None) is None:
             return
         self._end(live)
+        self._count_requests()
+        self.output_processor.lora_states.request_finished(live.request.request_id, live.lora)
         # A task of its own: whoever leaves is often being cancelled, and the engine has to hear of it all the same.
         task = asyncio.ensure_future(self.engine_core.abort_requests_async([live.request.request_id]))
         self._sending.add(task)
@@ -149,6 +154,8 @@ class DirectLLM(AsyncLLM):
                 self._hand_ready()
         except (Exception, asyncio.CancelledError) as error:
             ended = error if isinstance(error, Exception) else EngineDeadError()
+            if not isinstance(ended, EngineDeadError):
+                log.exception("vLLM's outputs cannot be read any more")
             for live in list(self._live.values()):
                 self._end(live, ended)
             self._live.clear()
