@@ -18,7 +18,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from functionary_vllm.formats.base import Format
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
+# prometheus_client keeps its values in this folder, if it is set when that is imported.
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 

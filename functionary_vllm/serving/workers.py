@@ -33,6 +33,7 @@ import uvicorn
 
 from functionary_vllm.engine.startup import Client, StartError
 from functionary_vllm.formats import UnknownFormat
+from functionary_vllm.metrics import MULTIPROCESS
 from functionary_vllm.serving.launch import choose_format, join_core, load_formats, start_core, start_engine
 from functionary_vllm.serving.protocol import LendingProtocol
 from functionary_vllm.serving.server import GRACE_S, Server, announce, configured, set_up_logging
@@ -45,7 +46,6 @@ log = logging.getLogger(__name__)
 
 _CONNECTION, _CORE_DIED = b"c", b"x"  # down
 _ANSWERS, _OVER = b"+", b"-"  # up
-_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client keeps its values there, if it is set when that is imported
 _BACKLOG = 2048
 _KILLED_AFTER_S = GRACE_S + 10  # a process that imports vLLM takes seconds to come apart
 _NO_ROOM_S = 0.05
@@ -73,7 +73,7 @@ def serve_with_workers(settings: Settings, listener: socket.socket | None) -> No
 def _shared_folder() -> Iterator[None]:
     # A short name: the sockets that vLLM makes in it may have paths of about 100 characters.
     with TemporaryDirectory(prefix="api-", ignore_cleanup_errors=True) as folder:
-        os.environ[_METRICS] = folder
+        os.environ[MULTIPROCESS] = folder
         os.environ.setdefault("VLLM_RPC_BASE_PATH", folder)
         yield
 
@@ -236,7 +236,7 @@ def _work(settings: Settings, index: int, channel: socket.socket, client: Client
     finally:
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
-            shutil.rmtree(os.environ[_METRICS], ignore_errors=True)
+            shutil.rmtree(os.environ[MULTIPROCESS], ignore_errors=True)
     # All is closed; the engine waits for this process, and Python would take seconds to take vLLM's modules apart.
     sys.stdout.flush()
     sys.stderr.flush()
