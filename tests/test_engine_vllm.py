@@ -403,6 +403,8 @@ def test_real_generation_is_cut_and_repeats_itself(real: Any) -> None:
     assert first[-1].finish == "length"
     assert tokens(first) == tokens(again)
     assert real.engine.max_model_len == 2048
+    llm = real.engine._llm
+    assert llm.engine_core.resources.output_queue_task is llm.output_handler  # nobody else reads what the engine says
 
 
 @pytest.mark.engine

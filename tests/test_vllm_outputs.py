@@ -35,7 +35,7 @@ class Core:
 
     def __init__(self) -> None:
         self.outputs_queue: asyncio.Queue[Any] = asyncio.Queue()
-        self.resources = SimpleNamespace(engine_dead=False)
+        self.resources = SimpleNamespace(engine_dead=False, output_queue_task=None)
         self.added: list[Any] = []
         self.aborted: list[str] = []
 

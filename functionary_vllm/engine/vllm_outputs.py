@@ -137,17 +137,21 @@ class DirectLLM(AsyncLLM):
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def _run_output_handler(self) -> None:
-        if self.output_handler is None:
-            self.output_handler = asyncio.create_task(self._hand_out())
+        if self.output_handler is not None:
+            return
+        core: Any = self.engine_core
+        self.output_handler = asyncio.create_task(self._hand_out())
+        # The client starts a reader of its own with the first question to the engine, unless it has one, which it
+        # cancels when the engine is found dead. A client of several engines has more to say, by its own queue.
+        if type(core) is AsyncMPClient and core.resources.output_queue_task is None:
+            core.resources.output_queue_task = self.output_handler
 
     async def _hand_out(self) -> None:
         core: Any = self.engine_core
         try:
-            if type(core) is AsyncMPClient and core.resources.output_queue_task is None:
-                # As its reader, this task is cancelled when the engine is found dead.
-                core.resources.output_queue_task = asyncio.current_task()
+            if core.resources.output_queue_task is asyncio.current_task():
                 await _Socket(core, self._receive, self._hand_ready).read()
-            while True:  # several engines, whose client has more to say: by its own queue
+            while True:
                 self._receive(await core.get_output_async())
                 while not core.outputs_queue.empty():
                     self._receive(await core.get_output_async())
