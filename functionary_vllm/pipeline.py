@@ -106,7 +106,7 @@ class Pipeline:
             id=task.id,
             prompt_ids=prompt_ids,
             sampling=replace(self._fitted(task.sampling, len(prompt_ids)), banned=self._banned(conversation)),
-            stop_token_ids=self._fmt.stop_token_ids,
+            stop_token_ids=() if task.sampling.ignore_eos else self._fmt.stop_token_ids,
             constraint=self._fmt.constraint(conversation, prompt.opened, self._exact(conversation)),
             model=task.model,
             priority=task.priority,
@@ -122,6 +122,9 @@ class Pipeline:
             self._fmt.decode(offered, prompt.opened, stops=task.sampling.stop, max_calls=task.max_calls)
             for _ in range(task.sampling.n)
         ]
+        if task.sampling.ignore_eos:
+            for decoder in decoders:
+                decoder.ignore_ends()
         return Prepared(prompt, generation, decoders, task.max_calls)
 
     async def run(self, prepared: Prepared, take: TakeDelta, *, whole: bool = False) -> None:

@@ -17,7 +17,7 @@ from functionary_vllm.events import CallArguments, CallEnd, CallStart, Event, Fi
 from functionary_vllm.formats import get_format
 from functionary_vllm.offer import functions_from_tools
 from functionary_vllm.pipeline import Delta, Pipeline, Task
-from tests.fakes import HANG, FakeEngine
+from tests.fakes import END, HANG, FakeEngine
 
 WEATHER = Function(
     {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
@@ -175,6 +175,15 @@ async def test_logprobs_belong_to_what_is_shown(step: int) -> None:
     deltas = await answer(engine, task(sampling=Sampling(logprobs=1)))
     entries = [entry for delta in deltas for entry in delta.logprobs or ()]
     assert bytes(ids_to_bytes(engine, [entry.token_id for entry in entries])) == "Hé 🌧.".encode()
+
+
+async def test_a_stop_token_ends_nothing_where_it_is_to_be_ignored() -> None:
+    engine = FakeEngine()
+    engine.scripts = [engine.play(f"one{END} two{END} three", "length")]
+    deltas = await answer(engine, task(sampling=Sampling(ignore_eos=True, max_tokens=100)))
+    assert events(deltas) == [Text("one two three"), Finish("length")]
+    assert deltas[-1].completion_tokens == len(engine.tokenizer.encode(f"one{END} two{END} three"))
+    assert engine.requests[0].stop_token_ids == ()
 
 
 def ids_to_bytes(engine: FakeEngine, ids: list[int]) -> bytes:

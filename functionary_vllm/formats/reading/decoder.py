@@ -14,6 +14,8 @@ from functionary_vllm.detokenizer import Alphabet, Detokenizer, StopStrings
 from functionary_vllm.events import CallArguments, CallEnd, Event, Text
 from functionary_vllm.formats.reading.machine import Machine, Offered
 
+_NEVER = re.compile(r"(?!)")
+
 
 class Readable(Protocol):
     """What a decoder needs of a format."""
@@ -50,6 +52,10 @@ class Decoder:
         self._opening = self.machine.feed(before) if before else []
         self._received = len(before)
         self._selects = bool(self._opening or stops or max_calls)
+
+    def ignore_ends(self) -> None:
+        """Read on after a stop token, which says nothing then."""
+        self._end = _NEVER
 
     @property
     def received(self) -> int:
