@@ -124,11 +124,13 @@ class DirectLLM(AsyncLLM):
     # -- AsyncLLM's own questions ---------------------------------------------------------------------------------
 
     def get_num_unfinished_requests(self) -> int:
-        return int(super().get_num_unfinished_requests()) + len(self._live)
+        processor: Any = self.output_processor
+        return int(processor.get_num_unfinished_requests()) + len(self._live)
 
     def get_num_queued_tokens(self) -> int:
         own = sum(len(live.request.prompt_token_ids) for live in self._live.values() if live.prefilling)
-        return int(super().get_num_queued_tokens()) + own
+        processor: Any = self.output_processor
+        return int(processor.get_num_queued_tokens()) + own
 
     def _count_requests(self) -> None:
         if (shared := getattr(self, "admission_stats", None)) is not None:  # several API processes, one limit
