@@ -71,23 +71,20 @@ class Decoder:
         """What these tokens made sure. Once `done`, tokens are ignored."""
         if self._detokenizer is None:
             raise ValueError("a decoder of token ids needs a format with a tokenizer")
-        if self.done:
-            return []
-        text = self._detokenizer.feed(token_ids)
-        if not self._selects and (events := self.machine.pass_on(text)) is not None:
-            self._received += len(text)
-            return events
-        return self.feed_text(text)
+        return [] if self.done else self.feed_text(self._detokenizer.feed(token_ids))
 
     def feed_text(self, text: str) -> list[Event]:
         """The same for text whose markers are private characters (`Alphabet.of`)."""
         if self.done:
             return []
-        end = self._end.search(text)
-        if end:
-            text = text[: end.start()]
+        end = None
+        events = self.machine.pass_on(text)
+        if events is None:
+            end = self._end.search(text)
+            if end:
+                text = text[: end.start()]
+            events = self.machine.feed(text)
         self._received += len(text)
-        events = self.machine.feed(text)
         if self._selects:
             events = self._pass(events)
         return events + self.finish() if end else events

@@ -97,8 +97,6 @@ class Machine(Scanner):
         self._advance()
 
     def feed(self, text: str) -> list[Event]:
-        if (events := self.pass_on(text)) is not None:
-            return events
         self._quiet = None
         self.append(text)
         self._advance()
