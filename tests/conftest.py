@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from functionary_vllm.models import ensure_builtin
+from functionary_vllm.models import ensure_base, ensure_builtin
+from functionary_vllm.models.smol import name_token
 from tests.real_tokenizers import load_tokenizer
 from tests.stand_ins import stand_in
 
@@ -140,7 +141,24 @@ def smollm2_tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
+def functionary_smol_tokenizer(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The base's with the call token named."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("functionary-smol")
+    name_token(base_model, folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def base_model() -> Path:
+    """SmolLM2-135M-Instruct, which knows no calls."""
+    return ensure_base()
+
+
+@pytest.fixture(scope="session")
 def builtin_model() -> Path:
+    """What is served when no model is named."""
     return ensure_builtin()
 
 

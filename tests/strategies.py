@@ -59,6 +59,7 @@ TOKENIZERS = [
     ("functionary-r1-qwen", "r1_qwen_tokenizer"),
     ("functionary-gemma3", "gemma3_tokenizer"),
     ("functionary-cogito", "qwen25_tokenizer"),
+    ("functionary-smol", "functionary_smol_tokenizer"),
 ]
 # Those that render with a checkpoint's template: here they only read.
 READERS = [

@@ -14,6 +14,7 @@ from tests import strategies as make
 
 NAMES = ("get", "get_weather")
 SEP = "<|reserved_special_token_249|>"
+SMOL = "<|function_call|>"
 V2_NEXT = "\n<|from|>assistant\n<|recipient|>"
 
 
@@ -77,6 +78,17 @@ ROWS: list[tuple[str, str, list[Event]]] = [
     ("functionary-v3.2", "all\nA>>>all\nB", [Text("AB")]),
     ("functionary-v3.2", "get\n>>>get\n{}", [*call(0, "get", "{}"), *call(1, "get", "{}")]),
     ("functionary-v3.2", "python\n1", [Text("python\n1")]),  # no code interpreter on offer
+    # functionary-smol
+    (
+        "functionary-smol",
+        f"Hi\n{SMOL}get\n{{}}\n{SMOL}get_weather\n{{}}\n",
+        [Text("Hi"), *call(0, "get", "{}"), *call(1, "get_weather", "{}")],
+    ),
+    ("functionary-smol", f"{SMOL}get\n{SMOL}get_weather\n{{}}", [*call(0, "get", "{}"), *call(1, "get_weather", "{}")]),
+    ("functionary-smol", f"{SMOL}any\n{{}}\n\nDone.", [*call(0, "any", "{}"), Text("\n\nDone.")]),
+    ("functionary-smol", f"{SMOL}{SMOL}get\n{{}}", call(0, "get", "{}")),
+    ("functionary-smol", f"A{SMOL}no newline", [Text("Ano newline")]),
+    ("functionary-smol", f"a\n{SMOL}\nb", [Text("a\n\nb")]),
     # hermes
     ("hermes", '<tool_call>{"arguments": {"a": 1}, "name": "get"}</tool_call>', call(0, "get", '{"a": 1}')),
     ("hermes", '<tool_call>\n{"id": [1, "}"], "name": "get", "parameters": {}}\n</tool_call>', call(0, "get", "{}")),
@@ -121,6 +133,7 @@ HEADERS = [
     ("functionary-v2", "get_wea", []),
     ("functionary-v3.2", "get_wea", []),
     ("functionary-v3.2", "all\nHi>>>get_wea", [Text("Hi>>>get_wea")]),  # in a text, `>>>` is text until the line ends
+    ("functionary-smol", f"Hi\n{SMOL}get_wea", [Text("Hi")]),
     ("functionary-v3.1", '<function=get>{"a": 1}<', call(0, "get", '{"a": 1}')),
     ("hermes", 'Hi\n<tool_call>\n{"name": "ge', [Text("Hi")]),
 ]

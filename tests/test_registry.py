@@ -35,6 +35,7 @@ def tokenizer(tokens: tuple[str, ...], template: str | None = None) -> Any:
         (LLAMA31, "start with <function= and end with </function>", "functionary-v3.1"),
         (("<|im_start|>", "<|im_end|>", "<tool_call>"), HERMES, "hermes"),
         (("<|im_start|>", "<|im_end|>"), HERMES, "hermes"),
+        (("<|im_start|>", "<|im_end|>", "<|function_call|>"), None, "functionary-smol"),
     ],
 )
 def test_detection(tokens: tuple[str, ...], template: str | None, name: str) -> None:

@@ -18,6 +18,7 @@ from functionary_vllm.formats.deepseek_dsml import DeepSeekV4, DeepSeekV32, Deep
 from functionary_vllm.formats.deepseek_v3 import DeepSeekV3, DeepSeekV31
 from functionary_vllm.formats.functionary_hermes import FunctionaryCogito, FunctionaryGemma3
 from functionary_vllm.formats.functionary_r1 import FunctionaryR1, FunctionaryR1Llama, FunctionaryR1Qwen
+from functionary_vllm.formats.functionary_smol import FunctionarySmol
 from functionary_vllm.formats.functionary_v0 import FunctionaryV0
 from functionary_vllm.formats.functionary_v1 import FunctionaryV1
 from functionary_vllm.formats.functionary_v2 import FunctionaryV2
@@ -71,6 +72,7 @@ FORMATS: dict[str, type[Format]] = {
         FunctionaryR1Qwen,
         FunctionaryGemma3,
         FunctionaryCogito,
+        FunctionarySmol,
         Hermes,
         Llama3Json,
         Llama4Json,

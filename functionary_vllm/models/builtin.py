@@ -31,6 +31,11 @@ class ModelUnavailable(RuntimeError):
     """The built-in model cannot be made here; the message says what to do about it."""
 
 
+def ensure_base(report: Callable[[str], None] | None = None) -> Path:
+    """The folder of the untouched base, dequantised; training begins with it (smol.prepare_base)."""
+    return ensure_builtin(report)
+
+
 def ensure_builtin(report: Callable[[str], None] | None = None) -> Path:
     """The folder of the built-in model, built first where it is missing or damaged (about half a minute)."""
     tell = report or (lambda line: print(f"built-in model: {line}", file=sys.stderr, flush=True))
