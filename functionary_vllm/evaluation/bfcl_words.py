@@ -1,8 +1,8 @@
 """What no training data of ours may contain: BFCL's function names and prompts, for a blocklist and a test of overlap.
 
-In: the files of the package `bfcl-eval`, found without importing it (its __init__ is empty, but its modules pull in
-every vendor's client). Out: names in lower snake_case, prompts as written, of all categories, those that we do not ask
-and those that BFCL itself has retired included. `python -m functionary_vllm.evaluation.bfcl_words` writes the blocklist.
+In: the files of the package `bfcl-eval`, found without importing it (its modules pull in every vendor's client). Out:
+names in lower snake_case, prompts as written, of all categories: also of those that we do not ask, and of those that
+BFCL itself has retired. `python -m functionary_vllm.evaluation.bfcl_words` writes the blocklist.
 """
 
 from __future__ import annotations
