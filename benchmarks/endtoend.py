@@ -45,7 +45,7 @@ from benchmarks.rig.contenders import (
     Work,
 )
 from benchmarks.rig.servers import Program
-from functionary_vllm.models import ensure_builtin
+from functionary_vllm.models import ensure_base
 
 # What our server chooses by itself on a CPU, said to all three; a class is the only way to tell vLLM's server of it.
 _CPU_FLAGS = (
@@ -128,11 +128,11 @@ def start_ratios(starts: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]
 
 
 def make_model(folder: Path) -> Path:
-    """An 8B model's shape around the built-in tokenizer; --load-format dummy makes up its weights."""
-    builtin = ensure_builtin()
+    """An 8B model's shape around the small base's tokenizer; --load-format dummy makes up its weights."""
+    base = ensure_base()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        shutil.copy(builtin / name, folder)
-    config = json.loads((builtin / "config.json").read_text())
+        shutil.copy(base / name, folder)
+    config = json.loads((base / "config.json").read_text())
     taken = {name: config[name] for name in ("vocab_size", "bos_token_id", "eos_token_id")}
     (folder / "config.json").write_text(json.dumps({**_8B, **taken}))
     return folder
@@ -143,7 +143,7 @@ class Field:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._options, self._folder = options, folder
-        self._model = str(options.model or (make_model(folder) if options.device == "cuda" else ensure_builtin()))
+        self._model = str(options.model or (make_model(folder) if options.device == "cuda" else ensure_base()))
         self._flags: list[str] = options.engine_flags.split()
         self._env = _ENV | ({"OMP_WAIT_POLICY": "PASSIVE"} if options.device == "cpu" else {})
 

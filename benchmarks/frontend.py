@@ -32,7 +32,7 @@ from benchmarks.rig.frontend_report import HEAD, Figure, Results, show, verdict,
 from benchmarks.rig.frontend_rows import FLOORS, LAYER, ROWS, Row, make_cases, programs
 from benchmarks.rig.recorded import Case, body, check, write_recordings
 from benchmarks.rig.servers import Program, Server, StartFailed, cores, machine_cpu, profiled, top_of
-from functionary_vllm.models import ensure_builtin
+from functionary_vllm.models import ensure_base
 
 _TRIES = 3  # of a figure that turns out void
 _BUSY = 0.4  # cores that other programs may use while lateness is measured
@@ -166,7 +166,7 @@ def run(started: Mapping[str, Server], cases: Mapping[str, Case], options: argpa
 
 def main() -> int:
     options = arguments()
-    model = str(ensure_builtin())
+    model = str(ensure_base())
     tokenizer = AutoTokenizer.from_pretrained(model, model_max_length=1 << 20)
     cases = make_cases(tokenizer)
     wanted = {name for group in options.rows for row in ROWS[group] for name in row.servers}

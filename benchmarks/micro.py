@@ -37,7 +37,7 @@ from functionary_vllm.formats.base import Format
 from functionary_vllm.formats.reading.decoder import Decoder
 from functionary_vllm.formats.reading.machine import Offered
 from functionary_vllm.history import normalise
-from functionary_vllm.models import ensure_builtin
+from functionary_vllm.models import ensure_base
 from functionary_vllm.offer import functions_from_tools
 from functionary_vllm.pipeline import Delta
 
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="keep the figures as JSON")
     options = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or ensure_builtin())
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or ensure_base())
     table = measure(tokenizer, options)
     print(
         f"{'format':20}{'tokens':>8}{'detok':>8}{'machine':>9}{'writer':>8}{'all':>8}  µs CPU a token   vLLM's parser"

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from benchmarks.rig.drain import Load, drain
 from benchmarks.rig.recorded import Case, body, check, make_case, write_recordings
 from benchmarks.rig.servers import Program, Server, cpu_seconds, descendants, pin
-from functionary_vllm.models import ensure_builtin
+from functionary_vllm.models import ensure_base
 
 _ROUNDS = 4  # of the unpaced case, which is short
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--port", type=int, default=8620)
     args = parser.parse_args()
-    model = str(ensure_builtin())
+    model = str(ensure_base())
     tokenizer = AutoTokenizer.from_pretrained(model)
     cases = [make_case(tokenizer, number, f"tool-{ms}", 256, ms) for number, ms in enumerate((50, 0))]
     with tempfile.TemporaryDirectory() as folder:

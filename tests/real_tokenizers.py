@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from functionary_vllm.models import cache_folder, ensure_builtin, ensure_folder
+from functionary_vllm.models import cache_folder, ensure_base, ensure_folder
 
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}@| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -102,7 +102,7 @@ def load_tokenizer(name: str) -> Any:
 def tokenizer_folder(name: str) -> Path:
     """A folder that AutoTokenizer and vLLM's get_tokenizer load."""
     if name == "smollm2":
-        return ensure_builtin()
+        return ensure_base()
     package, vocabulary, build = _RECIPES[name]
     source = _find(package, vocabulary)
     recipe = hashlib.sha256(_told(build).encode() + source.read_bytes()).hexdigest()

@@ -19,8 +19,12 @@ import jsonschema
 import openai
 import pytest
 
+from functionary_vllm.conversation import Choice
+from functionary_vllm.formats import get_format
+from functionary_vllm.models.builtin import BUILTIN_FORMAT, TRAINED
 from tests.apps import events_of, with_old_client
 from tests.folding import folded_stream, folded_whole
+from tests.strategies import asked
 
 ROOT = Path(__file__).resolve().parents[1]
 WEATHER: dict[str, Any] = {
@@ -125,6 +129,17 @@ def test_a_stream_says_what_the_whole_says(server: str, case: str) -> None:
     if case in ("plain", "none"):
         assert answer["content"]
         assert not answer["calls"]
+
+
+@pytest.mark.skipif(not TRAINED, reason="no adapter of functionary-smol is here yet")
+def test_the_seeds_question_is_answered_by_a_call(server: str) -> None:
+    case = json.loads((ROOT / "tests" / "golden" / "weather.json").read_text())
+    body = {"messages": case["messages"], "tools": case["tools"], "tool_choice": "auto", "stream": True}
+    answer = folded_stream(events_of(httpx.post(f"{server}/v1/chat/completions", json=body, timeout=120)))[0]
+    ((name, arguments),) = answer["calls"]
+    assert name == "get_current_weather"
+    assert "Istanbul" in json.loads(arguments)["location"]
+    assert answer["finish"] == "tool_calls"
 
 
 def validate(call: tuple[str, str]) -> None:
@@ -295,7 +310,7 @@ def test_the_seeds_client(server: str, legacy_openai_path: Path) -> None:
 def test_the_prompt_can_be_seen(server: str) -> None:
     body = {**GREEDY, "tools": TOOLS, "tool_choice": NAMED}
     shown = httpx.post(f"{server}/v1/chat/completions/render", json=body).json()
-    assert shown["prompt"].endswith('<tool_call>\n{"name": "get_current_weather", "arguments')
+    assert shown["prompt"].endswith(get_format(BUILTIN_FORMAT).opened(asked(Choice("named", "get_current_weather"))))
     tokens = httpx.post(f"{server}/tokenize", json={"messages": USER, "tools": TOOLS}).json()
     assert tokens["count"] == len(tokens["tokens"]) > 100
     text = httpx.post(f"{server}/detokenize", json={"tokens": tokens["tokens"]}).json()["prompt"]

@@ -72,11 +72,11 @@ def test_messages_are_read_back_from_a_prompt_that_has_begun_the_answer() -> Non
 
 
 def test_the_made_model_has_the_tokenizers_vocabulary(
-    tmp_path: Path, builtin_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endtoend, "ensure_builtin", lambda: builtin_model)
+    monkeypatch.setattr(endtoend, "ensure_base", lambda: base_model)
     config = json.loads((make_model(tmp_path) / "config.json").read_text())
-    assert config["vocab_size"] == json.loads((builtin_model / "config.json").read_text())["vocab_size"]
+    assert config["vocab_size"] == json.loads((base_model / "config.json").read_text())["vocab_size"]
     assert config["hidden_size"] == 4096
     assert (tmp_path / "tokenizer.json").exists()
 

@@ -351,9 +351,9 @@ def test_a_bottomless_schema_is_refused() -> None:
         (["--max-model-len", "999999999"], "max_model_len"),
     ],
 )
-def test_flags_vllm_refuses_are_one_line(builtin_model: Path, flags: list[str], message: str) -> None:
+def test_flags_vllm_refuses_are_one_line(base_model: Path, flags: list[str], message: str) -> None:
     with pytest.raises(StartError) as caught:
-        start_vllm(str(builtin_model), flags)
+        start_vllm(str(base_model), flags)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.status == 2
@@ -369,9 +369,9 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def real(builtin_model: Path) -> Any:
+def real(base_model: Path) -> Any:
     """One engine and one event loop for the tests below: an AsyncLLM stays with the loop it first ran in."""
-    engine = start_vllm(str(builtin_model), ["--max-model-len", "2048"])
+    engine = start_vllm(str(base_model), ["--max-model-len", "2048"])
     with asyncio.Runner() as runner:
         shared = SimpleNamespace(engine=engine, run=runner.run, prompt=prompt_of(engine))
         yield shared

@@ -1,6 +1,6 @@
 """Rules of the families on the real engine: what vLLM enforces of each syntax is what our reader makes calls of.
 
-One engine on the built-in model, many formats: its tokenizer has none of their markers, so these are text here. The
+One engine on the small base, many formats: its tokenizer has none of their markers, so these are text here. The
 engine runs in a process of its own, this file as a program.
 """
 
@@ -47,8 +47,8 @@ FAMILIES = [
 pytestmark = pytest.mark.engine
 
 
-def test_forced_calls_follow_their_schema_in_every_syntax(builtin_model: Path) -> None:
-    command = [sys.executable, "-m", "tests.test_families_engine"]
+def test_forced_calls_follow_their_schema_in_every_syntax(base_model: Path) -> None:
+    command = [sys.executable, "-m", "tests.test_families_engine", str(base_model)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[1], check=False
     )
@@ -56,8 +56,8 @@ def test_forced_calls_follow_their_schema_in_every_syntax(builtin_model: Path) -
     assert done.stdout.split() == FAMILIES
 
 
-async def run() -> None:
-    engine = start_engine(with_model(Settings(engine_args=("--max-model-len=2048",))))
+async def run(model: str) -> None:
+    engine = start_engine(with_model(Settings(model=model, engine_args=("--max-model-len=2048",))))
     try:
         for name in FAMILIES:
             pipeline = Pipeline(get_format(name, engine.tokenizer), engine)
@@ -84,4 +84,4 @@ async def forced(pipeline: Pipeline, name: str, choice: Choice, temperature: flo
 
 
 if __name__ == "__main__":
-    asyncio.run(run())
+    asyncio.run(run(sys.argv[1]))

@@ -28,8 +28,8 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding
 
 
 @pytest.fixture(scope="module")
-def tokenizer(builtin_model: Path) -> Any:
-    return AutoTokenizer.from_pretrained(builtin_model)
+def tokenizer(base_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(base_model)
 
 
 @pytest.fixture(scope="module")
@@ -214,10 +214,10 @@ def test_steps_come_at_the_clocks_multiples(core: Any, now: float, interval: flo
 
 @pytest.mark.engine
 def test_a_stream_from_the_real_engine_core_without_a_model(
-    text: Case, call: Case, builtin_model: Path, tmp_path: Path
+    text: Case, call: Case, base_model: Path, tmp_path: Path
 ) -> None:
     recordings = write_recordings([text, call], tmp_path)
-    server = Server(programs(str(builtin_model), recordings, 8540, None)[OURS], tmp_path / "log")
+    server = Server(programs(str(base_model), recordings, 8540, None)[OURS], tmp_path / "log")
     try:
         server.wait()
         for case in (text, call):

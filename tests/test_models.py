@@ -1,4 +1,4 @@
-"""The cache publishes whole folders only, and the built-in model is what it says it is."""
+"""The cache publishes whole folders only, and the base is what it says it is."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_failing_build_shows_its_output(
     source.write_bytes(b"not a model")
     monkeypatch.setattr(builtin, "find_source", lambda: source)
     with pytest.raises(builtin.ModelUnavailable, match=r"Traceback[\s\S]*Error"):
-        builtin.ensure_builtin()
+        builtin.ensure_base()
     assert "not there" in capsys.readouterr().err
 
 
@@ -161,22 +161,22 @@ def test_the_package_imports_nothing_heavy() -> None:
     assert answer.stdout.strip() == "set()"
 
 
-def test_the_built_in_model_is_whole(builtin_model: Path) -> None:
-    config = json.loads((builtin_model / "config.json").read_text())
-    generation = json.loads((builtin_model / "generation_config.json").read_text())
+def test_the_base_is_whole(base_model: Path) -> None:
+    config = json.loads((base_model / "config.json").read_text())
+    generation = json.loads((base_model / "generation_config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert (config["num_hidden_layers"], config["hidden_size"], config["vocab_size"]) == (30, 576, 49152)
     assert (config["dtype"], config["tie_word_embeddings"]) == ("bfloat16", True)
     assert generation["eos_token_id"] == 2
-    assert {path.name for path in builtin_model.iterdir()} >= {"model.safetensors", "tokenizer.json", MANIFEST}
-    assert cache.find_damage(builtin_model, f"{builtin.SOURCE_SHA256} recipe {builtin.RECIPE}") is None
+    assert {path.name for path in base_model.iterdir()} >= {"model.safetensors", "tokenizer.json", MANIFEST}
+    assert cache.find_damage(base_model, builtin.base_stamp()) is None
 
 
-def test_the_built_in_weights_are_dense_and_finite(builtin_model: Path) -> None:
+def test_the_weights_of_the_base_are_dense_and_finite(base_model: Path) -> None:
     import torch
     from safetensors import safe_open
 
-    with safe_open(builtin_model / "model.safetensors", framework="pt") as weights:
+    with safe_open(base_model / "model.safetensors", framework="pt") as weights:
         embeddings = weights.get_tensor("model.embed_tokens.weight")
         assert len(list(weights.keys())) == 272  # 30 layers of 9, the embeddings, the last norm
         assert all(weights.get_slice(name).get_dtype() == "BF16" for name in weights.keys())  # noqa: SIM118
@@ -185,7 +185,7 @@ def test_the_built_in_weights_are_dense_and_finite(builtin_model: Path) -> None:
     assert 0.01 < float(embeddings.float().std()) < 1.0
 
 
-def test_the_built_in_tokenizer_speaks_chatml(smollm2_tokenizer: Any) -> None:
+def test_the_tokenizer_of_the_base_speaks_chatml(smollm2_tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "hi"}]
     text = smollm2_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == (

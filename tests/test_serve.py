@@ -20,6 +20,8 @@ from typing import Any
 import httpx
 import pytest
 
+from functionary_vllm.models.builtin import BUILTIN_NAME
+
 ROOT = Path(__file__).resolve().parents[1]
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call><|im_end|>'
 
@@ -36,11 +38,11 @@ def command(*flags: str) -> list[str]:
 
 
 @pytest.fixture
-def replay(tmp_path: Path, builtin_model: Path) -> list[str]:
+def replay(tmp_path: Path, base_model: Path) -> list[str]:
     """Flags that need no model: one recorded call, on a port that the system chooses."""
     recordings = tmp_path / "recordings.jsonl"
     recordings.write_text(json.dumps({"id": "call", "text": CALL}))
-    flags = ["--engine", "replay", "--recordings", str(recordings), "--tokenizer", str(builtin_model)]
+    flags = ["--engine", "replay", "--recordings", str(recordings), "--tokenizer", str(base_model)]
     return [*flags, "--format", "hermes", "--port", "0"]
 
 
@@ -191,9 +193,10 @@ def test_the_real_engine_answers_and_leaves_no_process_behind(builtin_model: Pat
         answer = httpx.post(f"{base}/v1/chat/completions", json={**body, "max_tokens": 64}, timeout=120).json()
         assert "choices" in answer, answer
         assert json.loads(answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"])
-        assert answer["model"] == "smollm2-135m-instruct"
+        name = BUILTIN_NAME.lower()
+        assert answer["model"] == name
         metrics = httpx.get(f"{base}/metrics").text
-        assert 'vllm:generation_tokens_total{engine="0",model_name="smollm2-135m-instruct"}' in metrics
+        assert f'vllm:generation_tokens_total{{engine="0",model_name="{name}"}}' in metrics
         started = children(process.pid)
         assert started
         process.send_signal(number)

@@ -14,7 +14,7 @@ import pytest
 from functionary_vllm.engine import startup
 from functionary_vllm.engine.startup import Progress, StartError, prepare_environment
 from functionary_vllm.formats import UnknownFormat
-from functionary_vllm.models.builtin import ModelUnavailable
+from functionary_vllm.models.builtin import BUILTIN_FORMAT, BUILTIN_NAME, ModelUnavailable
 from functionary_vllm.serving import launch
 from functionary_vllm.serving.server import ListenError, listen
 from functionary_vllm.serving.welcome import welcome
@@ -80,8 +80,8 @@ def test_progress_repeats_itself_while_something_lasts(
 def test_the_builtin_model_stands_in_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("functionary_vllm.models.ensure_builtin", lambda: Path("/cache/builtin"))
     settings = launch.with_model(Settings())
-    assert (settings.model, settings.format) == ("/cache/builtin", "hermes")
-    assert settings.served_model_names == ("smollm2-135m-instruct", "functionary")
+    assert (settings.model, settings.format) == ("/cache/builtin", BUILTIN_FORMAT)
+    assert settings.served_model_names == (BUILTIN_NAME.lower(), "functionary")
     named = launch.with_model(Settings(format="functionary-v2", served_model_names=("x",)))
     assert (named.format, named.served_model_names) == ("functionary-v2", ("x",))
 

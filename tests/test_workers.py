@@ -35,7 +35,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def replay(temporary: Path, tmp_path: Path, builtin_model: Path) -> list[str]:
+def replay(temporary: Path, tmp_path: Path, base_model: Path) -> list[str]:
     """Each worker answers with Paris first and with Rome then; `slow` takes seconds."""
     recordings = [
         {"id": "paris", "text": call("Paris")},
@@ -44,7 +44,7 @@ def replay(temporary: Path, tmp_path: Path, builtin_model: Path) -> list[str]:
     ]
     file = tmp_path / "recordings.jsonl"
     file.write_text("".join(json.dumps(recording) + "\n" for recording in recordings))
-    flags = ["--engine", "replay", "--recordings", str(file), "--tokenizer", str(builtin_model), "--format", "hermes"]
+    flags = ["--engine", "replay", "--recordings", str(file), "--tokenizer", str(base_model), "--format", "hermes"]
     return [*flags, "--port", "0", "--api-workers", str(WORKERS)]
 
 

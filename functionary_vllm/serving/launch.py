@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BUILTIN_NAMES = ("smollm2-135m-instruct", "functionary")
-
 
 def load_formats(settings: Settings) -> None:
     """Take in formats from outside, and look up the one that is asked for. Raises StartError, UnknownFormat."""
@@ -66,7 +64,7 @@ def with_model(settings: Settings) -> Settings:
     if settings.model is not None:
         return replace(settings, served_model_names=settings.served_model_names or (settings.model,))
     from functionary_vllm.models import ensure_builtin
-    from functionary_vllm.models.builtin import ModelUnavailable
+    from functionary_vllm.models.builtin import BUILTIN_FORMAT, BUILTIN_NAME, ModelUnavailable
 
     try:
         folder = ensure_builtin()
@@ -75,8 +73,8 @@ def with_model(settings: Settings) -> Settings:
     return replace(
         settings,
         model=str(folder),
-        format=settings.format or "hermes",
-        served_model_names=settings.served_model_names or _BUILTIN_NAMES,
+        format=settings.format or BUILTIN_FORMAT,
+        served_model_names=settings.served_model_names or (BUILTIN_NAME.lower(), "functionary"),
     )
 
 
