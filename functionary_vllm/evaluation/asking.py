@@ -33,7 +33,8 @@ class OtherRun(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A case in one mode and one way; `key` says what is asked, to the letter."""
+    """A case in one mode and one way. `key` says what is asked, to the letter: the same in both modes, where there are
+    no arguments to constrain, and then it is asked once."""
 
     suite: str
     case: Case
@@ -45,7 +46,7 @@ class Question:
         asked = json.dumps([self.case.turns, self.offer], sort_keys=True)
         digest = hashlib.sha256(asked.encode()).hexdigest()[:12]
         way = "streamed" if self.streamed else "whole"
-        object.__setattr__(self, "key", f"{self.suite}/{self.case.id}/{self.mode}/{way}/{digest}")
+        object.__setattr__(self, "key", f"{self.suite}/{self.case.id}/{way}/{digest}")
 
     @property
     def offer(self) -> dict[str, Any]:
@@ -53,7 +54,6 @@ class Question:
 
 
 def questions(suite: Suite, cases: Sequence[Case], modes: Sequence[str]) -> Iterator[Question]:
-    """A case without functions has nothing to constrain, but is asked in each mode: all modes have the same n."""
     for mode in modes:
         for case in cases:
             for streamed in case.ways:
@@ -108,16 +108,21 @@ async def ask_all(
 
     async def work() -> None:
         for question in waiting:  # all workers take from one iterator
-            file.add(question.key, await converse(question, server, common))
-            bar.set_postfix(errors=sum(bool(a.error) for key in keys for a in file.answers.get(key, ())), refresh=False)
+            answers = await converse(question, server, common)
+            file.add(question.key, answers)
+            errors.extend(answer.error for answer in answers if answer.error)
+            bar.set_postfix(errors=len(errors), refresh=False)
             bar.update()
 
-    keys = [question.key for question in asked]
+    errors: list[str] = []
     name = f"{asked[0].suite}, {asked[0].mode}" if asked else ""
     with tqdm(total=len(asked), initial=len(asked) - len(missing), desc=name, unit="conversation") as bar:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(at_once, len(missing))):
-                group.create_task(work())
+        workers = [asyncio.create_task(work()) for _ in range(min(at_once, len(missing)))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
 
 
 async def converse(question: Question, server: Asked, common: dict[str, Any]) -> list[Answer]:

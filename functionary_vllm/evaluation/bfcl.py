@@ -107,6 +107,7 @@ def _own_folder() -> Iterator[None]:
 
 class Bfcl:
     name = "bfcl"
+    order = CATEGORIES
 
     def __init__(self, categories: Sequence[str] = CATEGORIES) -> None:
         self._categories = categories

@@ -62,6 +62,9 @@ class Suite(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def order(self) -> Sequence[str]: ...  # measures, as they are told; others follow
+
     def cases(self) -> list[Case]: ...
 
     def measures(self, case: Case) -> tuple[str, ...]: ...

@@ -1,4 +1,4 @@
-"""The two suites whose cases lie beside this file: demo.yaml, conversations with functions, and chat.yaml, plain prompts.
+"""The two suites whose cases lie beside this file: conversations with functions, and plain prompts.
 
 A demo conversation is asked streamed and whole; both have to pass and to say the same. What the model called is sent
 back with the result, as a client does. A plain answer is right if it calls nothing, ends by itself, does not go round
@@ -25,6 +25,7 @@ RUN, OFTEN = 6, 4  # the same words in a row, so many of them so many times, are
 
 class Demo:
     name = "demo"
+    order = ("weather", "car price", "two turns with a result", "plain chat", ALL)
 
     def cases(self) -> list[Case]:
         data = yaml.safe_load((HERE / "demo.yaml").read_text())
@@ -109,6 +110,7 @@ def _has(text: str, word: str) -> bool:
 
 class Chat:
     name = "chat"
+    order = (SENSIBLE,)
 
     def cases(self) -> list[Case]:
         prompts = yaml.safe_load((HERE / "chat.yaml").read_text())

@@ -43,12 +43,13 @@ _ASKING = re.compile(
 )
 
 
-class FileError(ValueError):
+class LineError(ValueError):
     """A line that is no conversation with a gold answer; the message is for who wrote it."""
 
 
 class HeldOut:
     name = "heldout"
+    order = ORDER
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -61,7 +62,7 @@ class HeldOut:
                     try:
                         found.append(read_case(json.loads(line), f"{number}"))
                     except (ValueError, LookupError, TypeError, AttributeError) as error:
-                        raise FileError(f"{self._path}, line {number}: {error!r}") from None
+                        raise LineError(f"{self._path}, line {number}: {error!r}") from None
         return found
 
     def measures(self, case: Case) -> tuple[str, ...]:
