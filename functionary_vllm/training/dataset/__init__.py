@@ -1,0 +1,1 @@
+"""Synthetic conversations for training: concepts, values and phrases in, OpenAI messages out."""

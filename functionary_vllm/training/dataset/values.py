@@ -1,0 +1,480 @@
+"""Values that people mention: how they are said, and what a function then receives.
+
+In: the name of a kind ("city", "money 10 500", "list of integer 0 9 3 6") and a random generator. Out: a Value, whose
+`said` stands in a sentence and whose `value` is JSON. Kinds know their JSON Schema and what a description has to add
+so that the value can be known from what is said (the format of a date). The last fifth of every pool is kept for the
+held-out split. Refuses to know functions and sentences.
+"""
+
+from __future__ import annotations
+
+import calendar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from functionary_vllm.training.dataset.text import join_words, number_words
+
+HELD_OUT_SHARE = 5  # the last fifth of a pool
+Schema = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """`said`: as a user writes it. `value`: the JSON that is passed."""
+
+    said: str
+    value: Any
+
+
+class Kind(ABC):
+    """How values of one parameter look."""
+
+    note: str = ""  # what a description has to say for the value to follow from what is said
+
+    @abstractmethod
+    def draw(self, rng: Random, held_out: bool) -> Value:
+        """A value. `held_out`: from those that training never sees, where there is a pool."""
+
+    @abstractmethod
+    def schema(self) -> Schema:
+        """The JSON Schema of the values."""
+
+    def variant(self, rng: Random) -> Kind:
+        """This kind, fixed in what one definition of a function fixes: a format, a type."""
+        return self
+
+
+class KindError(ValueError):
+    """There is no such kind."""
+
+
+@cache
+def pools() -> Mapping[str, Sequence[Any]]:
+    """The named pools of `pools.yaml`: strings, or [said, value]."""
+    loaded: dict[str, list[Any]] = yaml.safe_load((Path(__file__).parent / "pools.yaml").read_text("utf-8"))
+    return loaded
+
+
+@dataclass(frozen=True)
+class Pool(Kind):
+    """One of these values."""
+
+    values: tuple[Value, ...]
+
+    def draw(self, rng: Random, held_out: bool) -> Value:
+        kept = len(self.values) - max(1, len(self.values) // HELD_OUT_SHARE)
+        if len(self.values) < 4:
+            return rng.choice(self.values)
+        return rng.choice(self.values[kept:] if held_out else self.values[:kept])
+
+    def schema(self) -> Schema:
+        return schema_of([value.value for value in self.values])
+
+
+def pool_of(values: Sequence[Any] | Mapping[Any, Any]) -> Pool:
+    """Own values: a list (said as they are), or a mapping from what is said to what is meant."""
+    if isinstance(values, Mapping):
+        return Pool(tuple(Value(str(said), value) for said, value in values.items()))
+    return Pool(tuple(Value(said_of(value), value) for value in values))
+
+
+def said_of(value: Any) -> str:
+    """How a JSON value stands in a sentence when nothing else is known of it."""
+    if isinstance(value, list) and not any(isinstance(item, list) for item in value):
+        return join_words([said_of(item) for item in value])
+    return value if isinstance(value, str) else str(value)
+
+
+def schema_of(values: Sequence[Any]) -> Schema:
+    """The least schema of these values."""
+    types = {_type(value) for value in values}
+    if types == {"integer", "number"}:
+        types = {"number"}
+    found = types.pop() if len(types) == 1 else "string"
+    if found == "array":
+        return {"type": "array", "items": schema_of([item for value in values for item in value] or [""])}
+    return {"type": found}
+
+
+def _type(value: Any) -> str:
+    match value:
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case list():
+            return "array"
+        case dict():
+            return "object"
+        case _:
+            return "string"
+
+
+@dataclass(frozen=True)
+class Made(Kind):
+    """Strings that are made up: ids, addresses, quoted sentences."""
+
+    make: Callable[[Random, bool], str]
+    quoted: bool = False
+
+    def draw(self, rng: Random, held_out: bool) -> Value:
+        value = self.make(rng, held_out)
+        if not self.quoted:
+            return Value(value, value)
+        return Value(f'"{value}"' if rng.random() < 0.5 else f"'{value}'", value)
+
+    def schema(self) -> Schema:
+        return {"type": "string"}
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """Numbers from `low` to `high`, said in the way of `manner`, of which a measure has a unit."""
+
+    low: float
+    high: float
+    manner: str = "number"
+    unit: str = ""
+    whole: bool | None = None  # None: not fixed yet
+
+    def variant(self, rng: Random) -> Number:
+        if self.whole is not None:
+            return self
+        narrow = self.high - self.low < 5 or self.low != int(self.low) or self.high != int(self.high)
+        return replace(self, whole=not narrow and rng.random() < 0.5)
+
+    def schema(self) -> Schema:
+        return {"type": "integer" if self.whole and self.manner != "rate" else "number"}
+
+    @property
+    def note(self) -> str:  # type: ignore[override]
+        return {"rate": "as a decimal fraction, e.g. 0.05 for 5%", "percent": "in percent"}.get(self.manner, "")
+
+    def draw(self, rng: Random, held_out: bool) -> Value:
+        value = self._number(rng)
+        said = (
+            f"{value:,}"
+            if value >= 1000 and self.manner not in ("year", "coordinate") and rng.random() < 0.4
+            else f"{value}"
+        )
+        match self.manner:
+            case "count" if isinstance(value, int) and 1 <= value <= 20 and rng.random() < 0.4:
+                return Value(number_words(value), value)
+            case "money":
+                said = rng.choice((f"${value:,}", f"${value}", f"{said} dollars"))
+            case "percent":
+                said = rng.choice((f"{value}%", f"{value}%", f"{value} percent", f"{value} %"))
+            case "rate":
+                return Value(
+                    rng.choice((f"{value}%", f"{value}%", f"{value} percent")), _plain(Decimal(str(value)) / 100)
+                )
+            case "measure":
+                said = _measured(rng, said, value, self.unit)
+        return Value(said, value)
+
+    def _number(self, rng: Random) -> int | float:
+        low, high = self.low, self.high
+        if self.whole or (self.whole is None and low == int(low) and high == int(high) and rng.random() < 0.6):
+            if high - low > 500 and rng.random() < 0.6:  # people like round numbers
+                step = 10 ** (len(str(int(high - low))) - 2)
+                return max(int(low), int(rng.randint(int(low), int(high)) // step * step))
+            return rng.randint(int(low), int(high))
+        if self.manner == "coordinate":
+            return round(rng.uniform(low, high), 4)
+        digits = 3 if high - low < 0.2 else 2 if high - low < 3 else rng.choice((1, 1, 2))
+        return _plain(Decimal(str(round(rng.uniform(low, high), digits))))
+
+
+def _plain(number: Decimal) -> int | float:
+    return int(number) if number == number.to_integral_value() else float(number)
+
+
+_UNITS: Mapping[str, tuple[str, ...]] = {
+    "kg": ("kg", "kg", "kilograms", "kilos"),
+    "g": ("g", "grams"),
+    "lb": ("lb", "lbs", "pounds"),
+    "km": ("km", "km", "kilometers"),
+    "m": ("m", "m", "meters", "metres"),
+    "cm": ("cm", "cm", "centimeters"),
+    "mm": ("mm", "millimeters"),
+    "miles": ("miles", "mi"),
+    "feet": ("feet", "ft"),
+    "inches": ("inches", "in"),
+    "liters": ("liters", "l", "litres"),
+    "ml": ("ml", "milliliters"),
+    "hours": ("hours", "hours", "h"),
+    "minutes": ("minutes", "minutes", "min"),
+    "seconds": ("seconds", "seconds", "s"),
+    "celsius": ("degrees Celsius", "°C", "Celsius"),
+    "fahrenheit": ("degrees Fahrenheit", "°F"),
+    "watts": ("watts", "W"),
+    "volts": ("volts", "V"),
+    "amps": ("amps", "A", "amperes"),
+    "ohms": ("ohms", "ohm"),
+    "newtons": ("newtons", "N"),
+    "joules": ("joules", "J"),
+    "pascals": ("pascals", "Pa"),
+    "hertz": ("hertz", "Hz"),
+    "degrees": ("degrees", "degrees", "°"),
+    "km/h": ("km/h", "kilometers per hour"),
+    "mph": ("mph", "miles per hour"),
+    "m/s": ("m/s", "meters per second"),
+    "GB": ("GB", "gigabytes"),
+    "MB": ("MB", "megabytes"),
+    "kcal": ("kcal", "calories"),
+}
+
+
+def _measured(rng: Random, said: str, value: float, unit: str) -> str:
+    word = rng.choice(_UNITS.get(unit, (unit,)))
+    if value == 1 and len(word) > 3 and word.endswith("s") and word not in ("degrees Celsius", "hertz"):
+        word = word[:-1]
+    return f"{said}{word}" if word.startswith("°") or (len(word) <= 3 and rng.random() < 0.3) else f"{said} {word}"
+
+
+_DATE_FORMATS = (
+    ("%Y-%m-%d", "in YYYY-MM-DD format"),
+    ("%Y-%m-%d", "as YYYY-MM-DD"),
+    ("%Y-%m-%d", "e.g. 2024-03-05"),
+    ("%Y-%m-%d", "YYYY-MM-DD"),
+    ("%m/%d/%Y", "in MM/DD/YYYY format"),
+    ("%d.%m.%Y", "as DD.MM.YYYY"),
+)
+
+
+@dataclass(frozen=True)
+class Day(Kind):
+    """A day, with a time of day where `timed`; `form` is strftime's."""
+
+    form: str = "%Y-%m-%d"
+    note: str = "in YYYY-MM-DD format"
+    timed: bool = False
+
+    def variant(self, rng: Random) -> Day:
+        if self.timed:
+            return replace(self, form="%Y-%m-%d", note=rng.choice(("as YYYY-MM-DDTHH:MM", "e.g. 2024-03-05T14:30")))
+        form, note = rng.choice(_DATE_FORMATS)
+        return replace(self, form=form, note=note)
+
+    def schema(self) -> Schema:
+        return {"type": "string"}
+
+    def draw(self, rng: Random, held_out: bool) -> Value:
+        day = date(2015, 1, 1) + timedelta(days=rng.randrange(14 * 365))
+        month = calendar.month_name[day.month]
+        said = rng.choice((
+            f"{month} {day.day}, {day.year}",
+            f"{month} {day.day}, {day.year}",
+            f"{day.day} {month} {day.year}",
+            f"{month} {day.day}{ordinal_suffix(day.day)}, {day.year}",
+            day.strftime("%Y-%m-%d"),
+            day.strftime(self.form),
+            f"{calendar.month_abbr[day.month]} {day.day}, {day.year}",
+        ))  # fmt: skip
+        if not self.timed:
+            return Value(said, day.strftime(self.form))
+        clock = Clock().draw(rng, held_out)
+        return Value(f"{said} at {clock.said}", f"{day:%Y-%m-%d}T{clock.value}")
+
+
+def ordinal_suffix(number: int) -> str:
+    if 10 <= number % 100 <= 20:
+        return "th"
+    return {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+
+
+@dataclass(frozen=True)
+class Clock(Kind):
+    """A time of day."""
+
+    note: str = "as HH:MM in 24-hour time"
+
+    def variant(self, rng: Random) -> Clock:
+        return Clock(rng.choice(("as HH:MM, 24 hours", "in HH:MM format", "e.g. 19:30", "HH:MM")))
+
+    def schema(self) -> Schema:
+        return {"type": "string"}
+
+    def draw(self, rng: Random, held_out: bool) -> Value:
+        hour, minute = rng.randrange(6, 23), rng.choice((0, 0, 0, 15, 30, 30, 45, rng.randrange(60)))
+        half = "am" if hour < 12 else "pm"
+        twelve = (hour - 1) % 12 + 1
+        said = f"{hour}:{minute:02}"
+        if rng.random() < 0.6:
+            space = rng.choice(("", " "))
+            said = f"{twelve}{space}{half}" if minute == 0 else f"{twelve}:{minute:02}{space}{half}"
+        return Value(said, f"{hour:02}:{minute:02}")
+
+
+@dataclass(frozen=True)
+class ListOf(Kind):
+    """`least` to `most` different values of one kind."""
+
+    kind: Kind
+    least: int = 2
+    most: int = 4
+
+    @property
+    def note(self) -> str:  # type: ignore[override]
+        return self.kind.note
+
+    def variant(self, rng: Random) -> ListOf:
+        return replace(self, kind=self.kind.variant(rng))
+
+    def schema(self) -> Schema:
+        return {"type": "array", "items": self.kind.schema()}
+
+    def draw(self, rng: Random, held_out: bool) -> Value:
+        drawn: list[Value] = []
+        wanted = rng.randint(self.least, self.most)
+        for _ in range(20 * wanted):
+            value = self.kind.draw(rng, held_out)
+            if len(drawn) == wanted:
+                break
+            if all(value.value != other.value for other in drawn) or isinstance(self.kind, Number):
+                drawn.append(value)
+        said = [value.said for value in drawn]
+        if isinstance(self.kind, Number) and rng.random() < 0.4:
+            return Value(f"[{', '.join(said)}]" if rng.random() < 0.6 else ", ".join(said), [v.value for v in drawn])
+        return Value(join_words(said, oxford=rng.random() < 0.4), [value.value for value in drawn])
+
+
+def parse_kind(text: str) -> Kind:
+    """The kind that `text` names. Raises KindError."""
+    name, *arguments = text.split()
+    if name == "list" and arguments[:1] == ["of"]:
+        return _parse_list(arguments[1:], text)
+    if name in _MAKERS and not arguments:
+        make, quoted = _MAKERS[name]
+        return Made(make, quoted)
+    if name in pools() and not arguments:
+        entries = pools()[name]
+        return Pool(tuple(Value(*entry) if isinstance(entry, list) else Value(str(entry), entry) for entry in entries))
+    match name, len(arguments):
+        case "date", 0:
+            return Day()
+        case "datetime", 0:
+            return Day(timed=True)
+        case "clock", 0:
+            return Clock()
+        case ("coordinate", 0):
+            return Number(-80.0, 80.0, "coordinate", whole=False)
+        case ("integer" | "count" | "year", 2):
+            return Number(*_bounds(arguments, text), name, whole=True)
+        case ("number" | "money" | "percent" | "rate", 2):
+            return Number(*_bounds(arguments, text), name)
+        case "measure", _ if len(arguments) >= 3:
+            return Number(*_bounds(arguments[:2], text), name, " ".join(arguments[2:]))
+    raise KindError(f"no such kind of value: {text!r}")
+
+
+def _parse_list(words: list[str], text: str) -> ListOf:
+    if not words:
+        raise KindError(f"a list of what? {text!r}")
+    numeric = words[0] in ("integer", "count", "year", "number", "money", "percent", "rate", "measure")
+    unit = len(words) - (words[0] == "measure")
+    if len(words) >= 3 and all(word.isdigit() for word in words[-2:]) and (not numeric or unit >= 5):
+        return ListOf(parse_kind(" ".join(words[:-2])), int(words[-2]), int(words[-1]))
+    return ListOf(parse_kind(" ".join(words)))
+
+
+def _bounds(arguments: Sequence[str], text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(argument) for argument in arguments)
+    except ValueError:
+        raise KindError(f"{text!r}: bounds are numbers") from None
+    if low > high:
+        raise KindError(f"{text!r}: the lower bound is first")
+    return low, high
+
+
+def _pick(name: str, rng: Random, held_out: bool) -> str:
+    kind = parse_kind(name)
+    return kind.draw(rng, held_out).said
+
+
+def _slug(text: str) -> str:
+    return "".join(char for char in text.lower() if char.isalnum() or char == " ").replace(" ", "-")
+
+
+def _code(rng: Random, held_out: bool) -> str:
+    letters = "".join(rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ") for _ in range(rng.randint(1, 3)))
+    digits = "".join(rng.choice("0123456789") for _ in range(rng.randint(3, 6)))
+    return rng.choice((f"{letters}-{digits}", f"{letters}{digits}", f"{letters.lower()}_{digits}", digits))
+
+
+def _address(rng: Random, held_out: bool) -> str:
+    street = f"{rng.randint(1, 990)} {_pick('street', rng, held_out)}"
+    return street if rng.random() < 0.4 else f"{street}, {_pick('city', rng, held_out)}"
+
+
+def _email(rng: Random, held_out: bool) -> str:
+    first, company = _pick("first_name", rng, held_out), _pick("company", rng, held_out)
+    return f"{_slug(first)}{rng.choice(('', '.' + _slug(_pick('surname', rng, held_out))))}@{_slug(company)}.{rng.choice(('com', 'org', 'io'))}"
+
+
+def _phone(rng: Random, held_out: bool) -> str:
+    digits = "".join(rng.choice("0123456789") for _ in range(7))
+    return rng.choice(
+        (f"+1-{rng.randint(200, 990)}-{digits[:3]}-{digits[3:]}", f"+44 20 {digits}", f"555-{digits[:4]}")
+    )
+
+
+def _path(rng: Random, held_out: bool) -> str:
+    parts = [_pick("folder_word", rng, held_out) for _ in range(rng.randint(1, 3))]
+    return "/" + "/".join(parts)
+
+
+def _filename(rng: Random, held_out: bool) -> str:
+    ending = rng.choice(("pdf", "csv", "txt", "png", "json", "docx", "xlsx", "md", "py", "zip"))
+    return f"{_pick('folder_word', rng, held_out)}{rng.choice(('', '_' + str(rng.randint(1, 2026))))}.{ending}"
+
+
+def _username(rng: Random, held_out: bool) -> str:
+    return f"{_slug(_pick('first_name', rng, held_out))}{rng.choice(('_', '', '.'))}{rng.randint(1, 999)}"
+
+
+def _person(rng: Random, held_out: bool) -> str:
+    return f"{_pick('first_name', rng, held_out)} {_pick('surname', rng, held_out)}"
+
+
+def _domain(rng: Random, held_out: bool) -> str:
+    return f"{_slug(_pick('company', rng, held_out))}.{rng.choice(('com', 'org', 'net', 'io', 'dev'))}"
+
+
+_MAKERS: Mapping[str, tuple[Callable[[Random, bool], str], bool]] = {
+    "person": (_person, False),
+    "address": (_address, False),
+    "email": (_email, False),
+    "phone": (_phone, False),
+    "username": (_username, False),
+    "filename": (_filename, False),
+    "path": (lambda rng, held_out: f"{_path(rng, held_out)}/{_filename(rng, held_out)}", False),
+    "folder": (_path, False),
+    "url": (lambda rng, held_out: f"https://{_domain(rng, held_out)}{_path(rng, held_out)}", False),
+    "domain": (_domain, False),
+    "hostname": (lambda rng, held_out: f"{_pick('folder_word', rng, held_out)}-{rng.randint(1, 40)}", False),
+    "ip": (lambda rng, held_out: ".".join(str(rng.randint(1, 250)) for _ in range(4)), False),
+    "id": (_code, False),
+    "order_id": (_code, False),
+    "order_code": (_code, False),
+    "code": (_code, False),
+    "message": (lambda rng, held_out: _pick("sentence_text", rng, held_out), True),
+    "sentence": (lambda rng, held_out: _pick("sentence_text", rng, held_out), True),
+    "paragraph": (
+        lambda rng, held_out: f"{_pick('sentence_text', rng, held_out)} {_pick('sentence_text', rng, held_out)}",
+        True,
+    ),
+    "title": (lambda rng, held_out: _pick("title_text", rng, held_out), True),
+}
