@@ -15,8 +15,8 @@ from functionary_vllm.training.dataset.generator import Generator
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="functionary-vllm dataset",
-        description="Write synthetic conversations about functions as JSONL: a line has messages, tools and a kind, the "
-        "form that OpenAI's fine-tuning takes. `functionary-vllm train` reads it, and any other file of that form.",
+        description="Write synthetic conversations about functions as JSONL: a line has messages, tools and a kind, "
+        "the form that OpenAI's fine-tuning takes. `functionary-vllm train` reads it, and any other file of that form.",
     )
     made.add_argument("output", type=Path, help="file to write, e.g. runs/train.jsonl")
     made.add_argument("--lines", type=int, default=50_000, help="conversations to write (default: %(default)s)")

@@ -111,7 +111,7 @@ def noted(about: str, note: str) -> str:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A sentence with slots. A piece is a text, a slot (one name), or a stretch (a tuple of pieces) that may be left out."""
+    """A sentence with slots. A piece is a text, a slot (one name), or a stretch (a Phrase) that may be left out."""
 
     pieces: tuple[Any, ...]
 

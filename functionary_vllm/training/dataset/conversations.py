@@ -1,7 +1,7 @@
 """Functions on offer -> conversations about them: the pipeline from definitions to merged, finished dialogues.
 
-In: a set of Definitions. Out: conversations as OpenAI messages, each of a kind (`KINDS`): calls, parallel calls, results
-and what is said about them, questions for what is missing, refusals, plain talk. Each step of the way is a function:
+In: a set of Definitions. Out: conversations as OpenAI messages, each of a kind (`KINDS`): calls, parallel calls,
+results and what is said about them, questions for what is missing, refusals, plain talk. Each step of the way is a function:
 what the human says, the call, its result, its interpretation. Refuses to know how functions are chosen and split.
 """
 
@@ -26,8 +26,8 @@ from functionary_vllm.training.dataset.definitions import (
     phrases_of,
     request,
 )
-from functionary_vllm.training.dataset.text import join_words, lower_first, tidy, words_of
-from functionary_vllm.training.dataset.values import Day, Clock, ListOf, Value, parse_kind, said_of
+from functionary_vllm.training.dataset.text import join_words, tidy, words_of
+from functionary_vllm.training.dataset.values import Clock, Day, ListOf, Value, parse_kind, said_of
 
 Message = dict[str, Any]
 KINDS = ("call", "parallel", "result", "ask", "decline", "chat")
@@ -149,7 +149,7 @@ def asked_back(scene: Scene, *, go_on: bool = False) -> list[Message] | None:
     offered = {path: leaf for path, leaf, _ in leaves(definition.parameters)}
     given = {path: offered[path].kind.draw(rng, scene.held_out) for path in asked.lacking}
     if len(given) == 1:
-        ((path, value),) = given.items()
+        (value,) = given.values()
         reply = phrases.give(labels[0], value.said, rng, scene.held_out)
     else:
         reply = ", ".join(

@@ -79,7 +79,10 @@ _SYSTEM = (
     "Use the tools that you are given, or answer yourself when none is needed.",
     "You are a careful assistant who never invents facts.",
 )
-_SYLLABLES = "ba bri cor dax el fen gli hup jor kex lum mip nar opt plu quo rin sto tav umb vex wob yil zan".split()
+_SYLLABLES = (
+    *("ba", "bri", "cor", "dax", "el", "fen", "gli", "hup", "jor", "kex", "lum", "mip", "nar"),
+    *("opt", "plu", "quo", "rin", "sto", "tav", "umb", "vex", "wob", "yil", "zan"),
+)
 
 
 def choose(sentences: Sequence[str], rng: Random, held_out: bool) -> str:

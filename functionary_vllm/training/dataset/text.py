@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 _NUMBERS = (
-    *("zero one two three four five six seven eight nine ten eleven twelve".split()),
-    *("thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split()),
+    *(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]),
+    *(["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]),
 )
 
 

@@ -14,16 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
-from functools import cache
-from pathlib import Path
 from random import Random
 from typing import Any
 
-import yaml
-
+from functionary_vllm.training.dataset.made_up import MAKERS, QUOTED
+from functionary_vllm.training.dataset.pools import part, pools
 from functionary_vllm.training.dataset.text import join_words, number_words
 
-HELD_OUT_SHARE = 5  # the last fifth of a pool
 Schema = dict[str, Any]
 
 
@@ -57,13 +54,6 @@ class KindError(ValueError):
     """There is no such kind."""
 
 
-@cache
-def pools() -> Mapping[str, Sequence[Any]]:
-    """The named pools of `pools.yaml`: strings, or [said, value]."""
-    loaded: dict[str, list[Any]] = yaml.safe_load((Path(__file__).parent / "pools.yaml").read_text("utf-8"))
-    return loaded
-
-
 @dataclass(frozen=True)
 class Pool(Kind):
     """One of these values."""
@@ -71,10 +61,7 @@ class Pool(Kind):
     values: tuple[Value, ...]
 
     def draw(self, rng: Random, held_out: bool) -> Value:
-        kept = len(self.values) - max(1, len(self.values) // HELD_OUT_SHARE)
-        if len(self.values) < 4:
-            return rng.choice(self.values)
-        return rng.choice(self.values[kept:] if held_out else self.values[:kept])
+        return rng.choice(part(self.values, held_out))
 
     def schema(self) -> Schema:
         return schema_of([value.value for value in self.values])
@@ -355,9 +342,8 @@ def parse_kind(text: str) -> Kind:
     name, *arguments = text.split()
     if name == "list" and arguments[:1] == ["of"]:
         return _parse_list(arguments[1:], text)
-    if name in _MAKERS and not arguments:
-        make, quoted = _MAKERS[name]
-        return Made(make, quoted)
+    if name in MAKERS and not arguments:
+        return Made(MAKERS[name], quoted=name in QUOTED)
     if name in pools() and not arguments:
         entries = pools()[name]
         return Pool(tuple(Value(*entry) if isinstance(entry, list) else Value(str(entry), entry) for entry in entries))
@@ -397,84 +383,3 @@ def _bounds(arguments: Sequence[str], text: str) -> tuple[float, float]:
     if low > high:
         raise KindError(f"{text!r}: the lower bound is first")
     return low, high
-
-
-def _pick(name: str, rng: Random, held_out: bool) -> str:
-    kind = parse_kind(name)
-    return kind.draw(rng, held_out).said
-
-
-def _slug(text: str) -> str:
-    return "".join(char for char in text.lower() if char.isalnum() or char == " ").replace(" ", "-")
-
-
-def _code(rng: Random, held_out: bool) -> str:
-    letters = "".join(rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ") for _ in range(rng.randint(1, 3)))
-    digits = "".join(rng.choice("0123456789") for _ in range(rng.randint(3, 6)))
-    return rng.choice((f"{letters}-{digits}", f"{letters}{digits}", f"{letters.lower()}_{digits}", digits))
-
-
-def _address(rng: Random, held_out: bool) -> str:
-    street = f"{rng.randint(1, 990)} {_pick('street', rng, held_out)}"
-    return street if rng.random() < 0.4 else f"{street}, {_pick('city', rng, held_out)}"
-
-
-def _email(rng: Random, held_out: bool) -> str:
-    first, company = _pick("first_name", rng, held_out), _pick("company", rng, held_out)
-    return f"{_slug(first)}{rng.choice(('', '.' + _slug(_pick('surname', rng, held_out))))}@{_slug(company)}.{rng.choice(('com', 'org', 'io'))}"
-
-
-def _phone(rng: Random, held_out: bool) -> str:
-    digits = "".join(rng.choice("0123456789") for _ in range(7))
-    return rng.choice(
-        (f"+1-{rng.randint(200, 990)}-{digits[:3]}-{digits[3:]}", f"+44 20 {digits}", f"555-{digits[:4]}")
-    )
-
-
-def _path(rng: Random, held_out: bool) -> str:
-    parts = [_pick("folder_word", rng, held_out) for _ in range(rng.randint(1, 3))]
-    return "/" + "/".join(parts)
-
-
-def _filename(rng: Random, held_out: bool) -> str:
-    ending = rng.choice(("pdf", "csv", "txt", "png", "json", "docx", "xlsx", "md", "py", "zip"))
-    return f"{_pick('folder_word', rng, held_out)}{rng.choice(('', '_' + str(rng.randint(1, 2026))))}.{ending}"
-
-
-def _username(rng: Random, held_out: bool) -> str:
-    return f"{_slug(_pick('first_name', rng, held_out))}{rng.choice(('_', '', '.'))}{rng.randint(1, 999)}"
-
-
-def _person(rng: Random, held_out: bool) -> str:
-    return f"{_pick('first_name', rng, held_out)} {_pick('surname', rng, held_out)}"
-
-
-def _domain(rng: Random, held_out: bool) -> str:
-    return f"{_slug(_pick('company', rng, held_out))}.{rng.choice(('com', 'org', 'net', 'io', 'dev'))}"
-
-
-_MAKERS: Mapping[str, tuple[Callable[[Random, bool], str], bool]] = {
-    "person": (_person, False),
-    "address": (_address, False),
-    "email": (_email, False),
-    "phone": (_phone, False),
-    "username": (_username, False),
-    "filename": (_filename, False),
-    "path": (lambda rng, held_out: f"{_path(rng, held_out)}/{_filename(rng, held_out)}", False),
-    "folder": (_path, False),
-    "url": (lambda rng, held_out: f"https://{_domain(rng, held_out)}{_path(rng, held_out)}", False),
-    "domain": (_domain, False),
-    "hostname": (lambda rng, held_out: f"{_pick('folder_word', rng, held_out)}-{rng.randint(1, 40)}", False),
-    "ip": (lambda rng, held_out: ".".join(str(rng.randint(1, 250)) for _ in range(4)), False),
-    "id": (_code, False),
-    "order_id": (_code, False),
-    "order_code": (_code, False),
-    "code": (_code, False),
-    "message": (lambda rng, held_out: _pick("sentence_text", rng, held_out), True),
-    "sentence": (lambda rng, held_out: _pick("sentence_text", rng, held_out), True),
-    "paragraph": (
-        lambda rng, held_out: f"{_pick('sentence_text', rng, held_out)} {_pick('sentence_text', rng, held_out)}",
-        True,
-    ),
-    "title": (lambda rng, held_out: _pick("title_text", rng, held_out), True),
-}
