@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from functionary_vllm.training.dataset.api_schemas import PACKAGE, api_concepts
 from functionary_vllm.training.dataset.generator import Generator
 
 
@@ -27,6 +29,12 @@ def parser() -> argparse.ArgumentParser:
         default="train",
         help="heldout: functions, phrases and values that train never has",
     )
+    made.add_argument(
+        "--apis",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"with functions of real APIs, from the package {PACKAGE} where it is installed",
+    )
     return made
 
 
@@ -35,8 +43,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     kinds: Counter[str] = Counter()
+    if arguments.apis and not api_concepts():
+        print(f"{PACKAGE} is not installed: no functions of real APIs", file=sys.stderr)
     with arguments.output.open("w", encoding="utf-8") as file:
-        for line in islice(Generator(arguments.seed, arguments.split).lines(), arguments.lines):
+        for line in islice(Generator(arguments.seed, arguments.split, apis=arguments.apis).lines(), arguments.lines):
             kinds[line["kind"]] += 1
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     print(

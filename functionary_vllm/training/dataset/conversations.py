@@ -1,7 +1,7 @@
 """Functions on offer -> conversations about them: the pipeline from definitions to merged, finished dialogues.
 
 In: a set of Definitions. Out: conversations as OpenAI messages, each of a kind (`KINDS`): calls, parallel calls,
-results and what is said about them, questions for what is missing, refusals, plain talk. Each step of the way is a function:
+results and what is said about them, questions for what is missing, refusals, plain talk. Each step is a function:
 what the human says, the call, its result, its interpretation. Refuses to know how functions are chosen and split.
 """
 

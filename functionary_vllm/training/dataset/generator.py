@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, Literal
 
 from functionary_vllm.training.dataset import phrases
+from functionary_vllm.training.dataset.api_schemas import api_concepts
 from functionary_vllm.training.dataset.concepts import Concept, hand_written
 from functionary_vllm.training.dataset.conversations import Scene, converse
 from functionary_vllm.training.dataset.definitions import Definition, define
@@ -25,7 +26,7 @@ from functionary_vllm.training.dataset.text import styled
 
 Split = Literal["train", "heldout"]
 HELD_OUT_SHARE = 8  # one stem in eight
-_SHARES = {"hand written": 64, "records": 15, "facts": 10, "quantities": 6}  # of the functions on offer
+_SHARES = {"hand written": 64, "records": 15, "facts": 10, "quantities": 6, "api": 7}  # of the functions on offer
 _SIZES = (1,) * 30 + (2,) * 25 + (3,) * 20 + (4,) * 13 + (5,) * 7 + (6,) * 5  # functions on offer
 _BRANCHES = 6  # conversations about one set of functions
 _DATA = Path(__file__).parent
@@ -51,17 +52,21 @@ def is_held_out(stem: str) -> bool:
 
 
 class Generator:
-    """One stream of conversations. The same seed and split give the same lines."""
+    """One stream of conversations. The same seed and split give the same lines.
 
-    def __init__(self, seed: int, split: Split) -> None:
+    `apis`: with functions of real APIs, where the package that describes them is installed.
+    """
+
+    def __init__(self, seed: int, split: Split, *, apis: bool = True) -> None:
         self.rng = Random(f"{split} {seed}")
         self.held_out = split == "heldout"
+        self.all = (*hand_written(), *combined(), *(api_concepts() if apis else ()))
 
     @cached_property
     def concepts(self) -> dict[str, list[Concept]]:
         """The concepts of this split by where they come from."""
         found: dict[str, list[Concept]] = {origin: [] for origin in _SHARES}
-        for concept in (*hand_written(), *combined()):
+        for concept in self.all:
             if is_held_out(concept.stem) == self.held_out:
                 found[concept.domain if concept.domain in found else "hand written"].append(concept)
         return {origin: concepts for origin, concepts in found.items() if concepts}
@@ -71,7 +76,7 @@ class Generator:
         """Names that no function of this split may have."""
         if not self.held_out:
             return blocked_names()
-        trained = (concept for concept in (*hand_written(), *combined()) if not is_held_out(concept.stem))
+        trained = (concept for concept in self.all if not is_held_out(concept.stem))
         return blocked_names() | {styled(name, "snake") for concept in trained for name in concept.names}
 
     def lines(self) -> Iterator[dict[str, Any]]:
