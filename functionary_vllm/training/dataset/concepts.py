@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from functionary_vllm.training.dataset.text import join_words
+from functionary_vllm.training.dataset.text import join_words, tidy, upper_first
 from functionary_vllm.training.dataset.values import Kind, KindError, Schema, Value, parse_kind, pool_of, said_of
 
 FOLDER = Path(__file__).parents[1] / "concepts"
@@ -136,6 +136,11 @@ class Phrase:
             elif all(name in said for name in piece.slots()):
                 parts.append(piece.spoken(said))
         return "".join(parts)
+
+    def sentence(self, said: Mapping[str, str]) -> str:
+        """The same, tidied; a large letter first, unless a value comes first: that stays as it is."""
+        text = tidy(self.spoken(said))
+        return upper_first(text) if isinstance(self.pieces[0], str) else text
 
 
 @dataclass(frozen=True)

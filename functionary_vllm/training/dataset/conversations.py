@@ -179,7 +179,7 @@ def declined(scene: Scene) -> list[Message] | None:
         near = rng.choice(definition.concept.near)
         known = {path: leaf.kind for path, leaf, _ in leaves(definition.concept.parameters)}
         said = {name: (known.get(name) or parse_kind(name)).draw(rng, scene.held_out).said for name in near.slots()}
-        text = tidy(near.spoken(said))
+        text = near.sentence(said)
     elif scene.foreign:
         asked = scene.say(rng.choice(scene.foreign))
         if asked.lacking:
@@ -187,7 +187,15 @@ def declined(scene: Scene) -> list[Message] | None:
         text = asked.text
     else:
         return None
+    if any(_speaks_of(text, other.concept.names) for other in scene.offered if other is not definition):
+        return None
     return [user(scene.wrapped(text)), assistant(phrases.refuse(names, rng, scene.held_out))]
+
+
+def _speaks_of(text: str, names: Sequence[str]) -> bool:
+    """Whether all words of one of the names stand in the text: then it may be meant, and cannot be refused."""
+    said = {word.rstrip("s") for word in re.findall(r"\w+", text.lower())}
+    return any({word.rstrip("s") for word in name.lower().split()[1:]} <= said for name in names if " " in name)
 
 
 def declined_then(scene: Scene) -> list[Message] | None:
@@ -267,7 +275,7 @@ def _shared(scene: Scene) -> _Several | None:
     spoken.update(
         {path: join_words([v.said for v in values], oxford=rng.random() < 0.3) for path, values in columns.items()}
     )
-    text = tidy(base.phrase.spoken(spoken))
+    text = base.phrase.sentence(spoken)
     if pair:
         mark = text[-1] if text[-1] in ".?!" else ""
         text = f"{text.rstrip('.?!')}, respectively{mark}"
@@ -321,7 +329,7 @@ def interpret(definition: Definition, asked: Request, scene: Scene) -> tuple[Any
 
     content = filled(concept.result if concept.result is not None else {"ok": True})
     told = rng.choice(concept.tell)
-    return content, tidy(told.spoken({name: said_of(value_of(name)) for name in told.slots()}))
+    return content, told.sentence({name: said_of(value_of(name)) for name in told.slots()})
 
 
 # --- the mix -------------------------------------------------------------------------------------------------------

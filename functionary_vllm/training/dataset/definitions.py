@@ -23,7 +23,7 @@ from functionary_vllm.training.dataset.concepts import (
     noted,
     varied,
 )
-from functionary_vllm.training.dataset.text import styled, tidy, words_of
+from functionary_vllm.training.dataset.text import styled, words_of
 from functionary_vllm.training.dataset.values import Value
 
 _STYLES = ("snake",) * 12 + ("camel",) * 5 + ("pascal",) * 2 + ("kebab", "flat")
@@ -173,7 +173,7 @@ def request(
     missing = tuple(
         path for path, (leaf, optional) in offered.items() if not (optional or leaf.choices or path in said)
     )
-    text = tidy(phrase.spoken({name: value.said for name, value in said.items()}))
+    text = phrase.sentence({name: value.said for name, value in said.items()})
     return Request(text, call, said, missing, phrase)
 
 

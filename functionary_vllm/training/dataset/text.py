@@ -42,12 +42,11 @@ def words_of(identifier: str) -> str:
 
 
 def tidy(sentence: str) -> str:
-    """A sentence whose optional stretches were left out: spaces and commas set right, the first letter large."""
+    """A sentence whose optional stretches were left out: spaces, commas and articles set right."""
     sentence = re.sub(r"\s+", " ", sentence).strip()
     sentence = re.sub(r"\s+([,.;:?!](?:\s|$))", r"\1", sentence)
     sentence = re.sub(r"^[,;:]\s*", "", sentence)
-    sentence = re.sub(r"\b([Aa]) (?=[aeio][a-z])", r"\1n ", sentence)
-    return upper_first(sentence)
+    return re.sub(r"(^A|\ba) (?=[aeio][a-z])", r"\1n ", sentence)
 
 
 def styled(words: str, style: str) -> str:

@@ -139,7 +139,7 @@ class Number(Kind):
         if self.whole is not None:
             return self
         narrow = self.high - self.low < 5 or self.low != int(self.low) or self.high != int(self.high)
-        return replace(self, whole=not narrow and rng.random() < 0.5)
+        return replace(self, whole=not narrow and rng.random() < 0.6)
 
     def schema(self) -> Schema:
         return {"type": "integer" if self.whole and self.manner != "rate" else "number"}
