@@ -19,11 +19,12 @@ from typing import Any
 import jsonschema
 import referencing.exceptions
 
+from functionary_vllm.evaluation.bfcl_words import snake_case
 from functionary_vllm.evaluation.cases import Answer, Answers, Call, Case, NotJson, Verdict, parse_arguments, same
 
 CALLS, NAME, EXACT = "calls when it should", "name of one call", "exact arguments of one call"
 PARALLEL, PARALLEL_NAMES = "exact parallel calls", "names of parallel calls"
-DECLINES, ASKS = "declines when no function fits", "asks for what is missing"
+DECLINES, ASKS, ASKS_FOR_IT = "declines when no function fits", "asks for what is missing", "asks for the right thing"
 RESULT, CHAT = "tells a result", "chats without a call"
 VALID_JSON, VALID_SCHEMA = "calls are valid JSON", "calls are valid by their schema"
 
@@ -31,16 +32,14 @@ MEASURES = {
     "call": (CALLS, NAME, EXACT),
     "parallel": (CALLS, PARALLEL_NAMES, PARALLEL),
     "decline": (DECLINES,),
-    "ask": (ASKS,),
+    "ask": (ASKS, ASKS_FOR_IT),
     "result": (RESULT,),
     "chat": (CHAT,),
 }
 ORDER = tuple(dict.fromkeys([*(measure for kind in MEASURES.values() for measure in kind), VALID_JSON, VALID_SCHEMA]))
 
 # An answer that asks back has a question mark, or says what a question without one says.
-_ASKING = re.compile(
-    r"\?|\b(please|tell me|let me know|provide|specify|which|i(?:'d| would)? (?:still )?need|missing)\b", re.IGNORECASE
-)
+_ASKING = re.compile(r"\?|\b(please|tell me|let me know|provide|specify|which|need|missing)\b", re.IGNORECASE)
 
 
 class LineError(ValueError):
@@ -85,8 +84,15 @@ def read_case(line: dict[str, Any], number: str) -> Case:
     if kind not in MEASURES:
         kind = ("chat", "call", "parallel")[min(len(calls), 2)]
     results = [str(message["content"]) for message in messages[:last] if message["role"] == "tool"]
-    gold = {"kind": kind, "calls": calls, "text": messages[last].get("content") or "", "results": results}
     offer = {key: line[key] for key in ("tools", "parallel_tool_calls") if line.get(key) not in (None, [])}
+    schemas = [tool["function"].get("parameters") or {} for tool in offer.get("tools", ())]
+    gold = {
+        "kind": kind,
+        "calls": calls,
+        "text": messages[last].get("content") or "",
+        "results": results,
+        "parameters": {word for schema in schemas for name in schema.get("properties", ()) for word in _words(name)},
+    }
     if "tools" not in offer:
         offer.pop("parallel_tool_calls", None)  # the API refuses it alone
     return Case(number, (messages[:last],), offer, gold)
@@ -183,8 +189,15 @@ def _decline(answer: Answer, gold: dict[str, Any]) -> Judged:
 
 
 def _ask(answer: Answer, gold: dict[str, Any]) -> Judged:
+    """The right thing: a word of a parameter's name that the gold question has, too, where it has any."""
     why = _silent(answer) or ("" if _ASKING.search(answer.text) else "text that asks nothing")
-    return {ASKS: not why}, why
+    words = gold["parameters"] & _words(gold["text"])
+    right = not why and (not words or bool(words & _words(answer.text)))
+    return {ASKS: not why, ASKS_FOR_IT: right}, why or ("" if right else "asks for another thing")
+
+
+def _words(text: str) -> set[str]:
+    return set(snake_case(text).split("_"))
 
 
 def _result(answer: Answer, gold: dict[str, Any]) -> Judged:
