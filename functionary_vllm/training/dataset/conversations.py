@@ -131,7 +131,7 @@ def asked_back(scene: Scene, *, go_on: bool = False) -> list[Message] | None:
     if ways and rng.random() < 0.85:
         asked = request(definition, rng, phrases=ways, held_out=scene.held_out, lacking=True)
         text = asked.text
-    elif needed and definition.concept.domain != "made up":
+    elif needed and rng.random() < 0.4:
         full = scene.say(definition)
         missing = tuple(path for path in needed if path in full.said)
         asked = Request("", Made(definition.name, {}), {}, missing)
@@ -340,9 +340,9 @@ _MIX: tuple[tuple[int, str, Any], ...] = (
     (9, "result", answered),
     (4, "call", followed),
     (1, "chat", thanked),
-    (9, "ask", asked_back),
-    (5, "call", lambda scene: asked_back(scene, go_on=True)),
-    (17, "decline", declined),
+    (15, "ask", asked_back),
+    (8, "call", lambda scene: asked_back(scene, go_on=True)),
+    (18, "decline", declined),
     (2, "call", declined_then),
     (5, "chat", talked),
 )

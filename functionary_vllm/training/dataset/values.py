@@ -68,7 +68,12 @@ class Pool(Kind):
 
 
 def pool_of(values: Sequence[Any] | Mapping[Any, Any]) -> Pool:
-    """Own values: a list (said as they are), or a mapping from what is said to what is meant."""
+    """Own values: a list (said as they are), or a mapping from what is said to what is meant. Raises KindError."""
+    meant = values.values() if isinstance(values, Mapping) else values
+    if len(types := {_type(value) for value in meant} - {"integer"}) > 1 or (
+        types == {"string"} and any(isinstance(value, int) for value in meant)
+    ):
+        raise KindError(f"values of several types; strings of digits need quotes: {list(meant)[:6]}")
     if isinstance(values, Mapping):
         return Pool(tuple(Value(str(said), value) for said, value in values.items()))
     return Pool(tuple(Value(said_of(value), value) for value in values))
@@ -139,7 +144,7 @@ class Number(Kind):
         if self.whole is not None:
             return self
         narrow = self.high - self.low < 5 or self.low != int(self.low) or self.high != int(self.high)
-        return replace(self, whole=not narrow and rng.random() < 0.6)
+        return replace(self, whole=not narrow and rng.random() < (0.9 if self.unit in _MOSTLY_WHOLE else 0.6))
 
     def schema(self) -> Schema:
         return {"type": "integer" if self.whole and self.manner != "rate" else "number"}
@@ -150,16 +155,12 @@ class Number(Kind):
 
     def draw(self, rng: Random, held_out: bool) -> Value:
         value = self._number(rng)
-        said = (
-            f"{value:,}"
-            if value >= 1000 and self.manner not in ("year", "coordinate") and rng.random() < 0.4
-            else f"{value}"
-        )
+        said = self._digits(rng, value)
         match self.manner:
             case "count" if isinstance(value, int) and 1 <= value <= 20 and rng.random() < 0.4:
                 return Value(number_words(value), value)
             case "money":
-                said = rng.choice((f"${value:,}", f"${value}", f"{said} dollars"))
+                said = rng.choice((f"${said}", f"${said}", f"{said} dollars"))
             case "percent":
                 said = rng.choice((f"{value}%", f"{value}%", f"{value} percent", f"{value} %"))
             case "rate":
@@ -170,6 +171,16 @@ class Number(Kind):
                 said = _measured(rng, said, value, self.unit)
         return Value(said, value)
 
+    def _digits(self, rng: Random, value: float) -> str:
+        """The number as it is written: 12000, 12,000, 12k, 12 thousand."""
+        if value < 1000 or self.manner in ("year", "coordinate") or rng.random() < 0.45:
+            return f"{value}"
+        if value % 100_000 == 0 and value >= 1_000_000:
+            return f"{_plain(Decimal(str(value)) / 1_000_000)} million"
+        if value % 1000 == 0 and rng.random() < 0.5:
+            return f"{_plain(Decimal(str(value)) / 1000)}{rng.choice(('k', 'k', ' thousand'))}"
+        return f"{value:,}"
+
     def _number(self, rng: Random) -> int | float:
         low, high = self.low, self.high
         if self.whole or (self.whole is None and low == int(low) and high == int(high) and rng.random() < 0.6):
@@ -179,6 +190,8 @@ class Number(Kind):
             return rng.randint(int(low), int(high))
         if self.manner == "coordinate":
             return round(rng.uniform(low, high), 4)
+        if self.manner == "money" and rng.random() < 0.6:
+            return int(rng.uniform(low, high)) + rng.choice((0.99, 0.95, 0.5, 0.75, 0.25))
         digits = 3 if high - low < 0.2 else 2 if high - low < 3 else rng.choice((1, 1, 2))
         return _plain(Decimal(str(round(rng.uniform(low, high), digits))))
 
@@ -187,6 +200,9 @@ def _plain(number: Decimal) -> int | float:
     return int(number) if number == number.to_integral_value() else float(number)
 
 
+_MOSTLY_WHOLE = frozenset(
+    ["seconds", "minutes", "hours", "days", "weeks", "months", "years", "g", "ml", "kcal", "MB", "bytes"]
+)
 _UNITS: Mapping[str, tuple[str, ...]] = {
     "kg": ("kg", "kg", "kilograms", "kilos"),
     "g": ("g", "grams"),
@@ -225,7 +241,7 @@ _UNITS: Mapping[str, tuple[str, ...]] = {
 
 def _measured(rng: Random, said: str, value: float, unit: str) -> str:
     word = rng.choice(_UNITS.get(unit, (unit,)))
-    if value == 1 and len(word) > 3 and word.endswith("s") and word not in ("degrees Celsius", "hertz"):
+    if value == 1 and len(word) > 3 and word.endswith("s") and "elsius" not in word:
         word = word[:-1]
     return f"{said}{word}" if word.startswith("°") or (len(word) <= 3 and rng.random() < 0.3) else f"{said} {word}"
 
