@@ -41,7 +41,7 @@ def blocked_names() -> frozenset[str]:
 
 @cache
 def talk() -> tuple[tuple[str, str], ...]:
-    """Plain talk: what a user says, and what the base model answers to it (told in docs/training.md)."""
+    """Plain talk: what a user says, and a short answer."""
     with (_DATA / "talk.jsonl").open(encoding="utf-8") as file:
         return tuple((line["user"], line["assistant"]) for line in map(json.loads, file))
 

@@ -69,11 +69,10 @@ class Pool(Kind):
 
 def pool_of(values: Sequence[Any] | Mapping[Any, Any]) -> Pool:
     """Own values: a list (said as they are), or a mapping from what is said to what is meant. Raises KindError."""
-    meant = values.values() if isinstance(values, Mapping) else values
-    if len(types := {_type(value) for value in meant} - {"integer"}) > 1 or (
-        types == {"string"} and any(isinstance(value, int) for value in meant)
-    ):
-        raise KindError(f"values of several types; strings of digits need quotes: {list(meant)[:6]}")
+    meant = list(values.values() if isinstance(values, Mapping) else values)
+    types = {"number" if _type(value) == "integer" else _type(value) for value in meant}
+    if len(types) > 1:
+        raise KindError(f"values of several types; strings of digits need quotes: {meant}")
     if isinstance(values, Mapping):
         return Pool(tuple(Value(str(said), value) for said, value in values.items()))
     return Pool(tuple(Value(said_of(value), value) for value in values))
@@ -201,7 +200,7 @@ def _plain(number: Decimal) -> int | float:
 
 
 _MOSTLY_WHOLE = frozenset(
-    ["seconds", "minutes", "hours", "days", "weeks", "months", "years", "g", "ml", "kcal", "MB", "bytes"]
+    ("seconds", "minutes", "hours", "days", "weeks", "months", "years", "g", "ml", "kcal", "MB", "bytes")
 )
 _UNITS: Mapping[str, tuple[str, ...]] = {
     "kg": ("kg", "kg", "kilograms", "kilos"),
