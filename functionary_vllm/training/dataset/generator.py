@@ -117,8 +117,9 @@ class Generator:
             other = self._neighbour(first) if i % 2 else self._concept()
             if not any(_alike(other, concept) for concept in chosen):
                 foreign.append(other)
+        offered = {made.name: made for made in map(self._offered, chosen)}  # a name stands for one function
         return Scene(
-            [self._offered(concept) for concept in chosen],
+            list(offered.values()),
             [define(concept, self.rng, self.blocked) for concept in foreign],
             self._talk(),
             self.rng,
