@@ -15,7 +15,7 @@ frameworks: `api/app.py` turns an ApiError into a response, `api/sse.py` into an
     ├── Unprocessable             422  invalid_type: JSON of the wrong shape
     ├── UnknownFunctionCalled     500  server_error, unknown_function: the model called what was not on offer
     ├── EngineFailure             500  server_error, engine_failure
-    └── EngineUnavailable         503  server_error, engine_unavailable
+    └── EngineUnavailable         503  server_error, engine_unavailable; Retry-After
 
 Source of the envelope: OpenAI API reference, "Error codes".
 """
@@ -31,6 +31,7 @@ class ApiError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     default_code: ClassVar[str | None] = None
+    retry_after: float | None = None  # seconds after which it may be worth another try
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -103,3 +104,4 @@ class EngineFailure(ApiError):
 class EngineUnavailable(ApiError):
     status = 503
     default_code = "engine_unavailable"
+    retry_after = 5.0
