@@ -72,7 +72,8 @@ def _read(encoder: Encoder, text: str, place: str) -> list[Example]:
             raise BrokenLine(f"{place}: expected an object with 'messages'.")
         return encoder.encode(line)
     except InvalidRequest as error:
-        raise BrokenLine(f"{place}: {error}") from None
+        where = f"{error.param}: " if error.param and error.param not in str(error) else ""
+        raise BrokenLine(f"{place}: {where}{error}") from None
     except BrokenLine as error:
         raise BrokenLine(f"{place}: {error}") from None
     except ValueError as error:

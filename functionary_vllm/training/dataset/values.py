@@ -75,7 +75,12 @@ def pool_of(values: Sequence[Any] | Mapping[Any, Any]) -> Pool:
         raise KindError(f"values of several types; strings of digits need quotes: {meant}")
     if isinstance(values, Mapping):
         return Pool(tuple(Value(str(said), value) for said, value in values.items()))
-    return Pool(tuple(Value(said_of(value), value) for value in values))
+    return Pool(tuple(Value(said_of(value), bare(value)) for value in values))
+
+
+def bare(value: Any) -> Any:
+    """A name without its article: one says "the Louvre" and passes "Louvre"."""
+    return value.removeprefix("the ") if isinstance(value, str) else value
 
 
 def said_of(value: Any) -> str:
@@ -361,7 +366,9 @@ def parse_kind(text: str) -> Kind:
         return Made(MAKERS[name], quoted=name in QUOTED)
     if name in pools() and not arguments:
         entries = pools()[name]
-        return Pool(tuple(Value(*entry) if isinstance(entry, list) else Value(str(entry), entry) for entry in entries))
+        return Pool(
+            tuple(Value(*entry) if isinstance(entry, list) else Value(str(entry), bare(entry)) for entry in entries)
+        )
     match name, len(arguments):
         case "date", 0:
             return Day()
