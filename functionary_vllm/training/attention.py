@@ -1,9 +1,9 @@
 """Attention over packed rows, branch by branch: what no branch may see is not computed.
 
 In: what transformers hands to an attention function, and `tree`, the lengths of the row's trees. Out: the attention's
-output, as from the same row with a mask. Meant for CPUs, where attention over a whole row of 1,000 tokens costs more than
-all else, and PyTorch's own kernel for it goes back slowly in small blocks. Without `tree` it is PyTorch's. Refuses
-to know windows: a row must not be longer than a model's sliding window.
+output, as from the same row with a mask. Meant for CPUs, where attention over a whole row of 1,000 tokens costs more
+than all else, and PyTorch's own kernel for it goes back slowly in small blocks. Without `tree` it is PyTorch's.
+Refuses to know windows: a row must not be longer than a model's sliding window.
 """
 
 from __future__ import annotations

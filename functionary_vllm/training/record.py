@@ -50,7 +50,7 @@ class Recorder(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        line = {"step": state.global_step, "tokens": self._trainer.tokens}
+        line: dict[str, Any] = {"step": state.global_step, "tokens": self._trainer.tokens}
         line |= {
             "cpu_s": round(self._cpu + time.process_time() * args.world_size, 1),
             "wall_s": round(self._wall + time.monotonic(), 1),

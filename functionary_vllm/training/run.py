@@ -1,7 +1,7 @@
 """A training run, from the command line's words to a folder with what was learned.
 
-In: options over a preset. Out: in the output folder checkpoints, `final/` (an adapter, or a whole model), the metrics and
-their plot. Stops cleanly at its time limit or at a signal, and goes on from there when it is resumed. With several
+In: options over a preset. Out: in the output folder checkpoints, `final/` (an adapter, or a whole model), the metrics
+and their plot. Stops cleanly at its time limit or at a signal, and goes on from there when it is resumed. With several
 processes on one machine it starts itself again under torchrun.
 """
 
@@ -53,7 +53,7 @@ _PATHS = ("base", "output", "held_out", "adapter")
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="functionary-vllm train",
-        description="Fine-tune a model to call functions, with LoRA or whole. Only what the assistant writes is learned.",
+        description="Fine-tune a model to call functions, by LoRA or whole. It learns only what the assistant writes.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example:\n  functionary-vllm train --preset small --base BASE --data train.jsonl"
         " --held-out held_out.jsonl --output run",
@@ -131,8 +131,6 @@ def train(settings: Settings) -> None:
     held_out = None if settings.held_out is None else _rows((settings.held_out,), fmt, settings, "held out")
     model = models.load_model(settings, tokenizer)
     arguments = _training_arguments(settings, len(rows), checkpoint)
-    marks = fmt.call_marks([])
-    ids = tokenizer.convert_tokens_to_ids(list(marks))
     trainer = PackedTrainer(
         model=model,
         args=arguments,
@@ -140,7 +138,7 @@ def train(settings: Settings) -> None:
         eval_dataset=None if held_out is None else Rows(held_out),
         data_collator=Collator(settings.first_weight, mask=not arguments.use_cpu),
         processing_class=tokenizer,
-        first_token=ids[0] if len(ids) == 1 and ids[0] in tokenizer.added_tokens_decoder else None,
+        first_token=fmt.alphabet.ids.get(fmt.call_begin),
         max_minutes=settings.max_minutes,
     )
     trainer.add_callback(Recorder(trainer, settings.output))
@@ -149,7 +147,7 @@ def train(settings: Settings) -> None:
         shown = json.dumps({**asdict(settings), "format": fmt.name, "rows": len(rows)}, indent=1, default=str)
         (settings.output / "settings.json").write_text(shown + "\n")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if held_out is not None:
+    if held_out is not None and not trainer.stopping:
         trainer.evaluate()
     trainer.save_model(str(settings.output / "final"))
     if trainer.is_world_process_zero():

@@ -7,8 +7,8 @@ what the tokens mean.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +19,7 @@ class Scores:
 
     def __init__(self, first_token: int | None) -> None:
         self._first = first_token
-        self.counts: Counter[tuple[str, str]] = Counter()
+        self.counts: defaultdict[tuple[str, str], float] = defaultdict(float)
 
     def add(self, nll: Tensor, likeliest: Tensor, inputs: dict[str, Any]) -> None:
         targets = inputs["targets"]
@@ -37,12 +37,11 @@ class Scores:
             self.counts[kind, "tokens"] += end - begin
             self.counts[kind, "nll"] += float(nll[begin:end].sum())
 
-    @staticmethod
-    def sum(parts: Iterable[Counter[tuple[str, str]]]) -> Counter[tuple[str, str]]:
-        whole: Counter[tuple[str, str]] = Counter()
+    def take(self, parts: Iterable[Mapping[tuple[str, str], float]]) -> None:
+        """Count what was counted elsewhere, too."""
         for part in parts:
-            whole.update(part)
-        return whole
+            for name, count in part.items():
+                self.counts[name] += count
 
     def shares(self) -> dict[str, float]:
         """`all` is every answer of every conversation; a kind is the last answers of its conversations."""
@@ -53,5 +52,5 @@ class Scores:
             if answers := of.get("answers"):
                 found[f"{kind}_decided"] = round(of["decided"] / answers, 4)
                 found[f"{kind}_exact"] = round(of["exact"] / answers, 4)
-                found[f"{kind}_n"] = answers
+                found[f"{kind}_n"] = int(answers)
         return found

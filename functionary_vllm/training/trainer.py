@@ -11,16 +11,17 @@ import inspect
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from functionary_vllm.training.packing import Collator, Row
+from functionary_vllm.training.packing import Row
 from functionary_vllm.training.scores import Scores
 
 
@@ -47,7 +48,8 @@ class PackedTrainer(Trainer):
         self.stopping = False
         self._first_token = first_token
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        unwrapped: Any = self.model
+        base = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
         self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.add_callback(_Stop(self))
 
@@ -89,25 +91,21 @@ class PackedTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """What the model would say, all of the right answer before each token being given."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        scores = Scores(self._first_token)
-        collator: Collator = self.data_collator  # type: ignore[assignment]
-        rank, world = self.args.process_index, self.args.world_size
-        rows = DataLoader(
-            [dataset[i] for i in range(rank, len(dataset), world)],
-            batch_size=1,
-            collate_fn=Collator(collator.first_weight, collator.mask, spans=True),
-        )
-        model = self.model_wrapped if self.is_fsdp_enabled else self.model
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        collator: Any = self.data_collator
+        collator, scores = replace(collator, spans=True), Scores(self._first_token)
+        model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
         model.eval()
+        rank, world = self.args.process_index, self.args.world_size
         with torch.no_grad(), self.accelerator.autocast():
-            for inputs in rows:
-                nll, likeliest = self._nll(model, self._prepare_inputs(inputs))
+            for i in range(rank, len(dataset), world):
+                inputs = self._prepare_inputs(collator([dataset[i]]))
+                nll, likeliest = self._nll(model, inputs)
                 scores.add(nll.cpu(), likeliest.cpu(), inputs)
         if world > 1:
-            gathered: list[Any] = [None] * world
-            torch.distributed.all_gather_object(gathered, scores.counts)
-            scores.counts = Scores.sum(gathered)
+            others: list[Any] = [None] * world
+            torch.distributed.all_gather_object(others, scores.counts)
+            scores.take(others[:rank] + others[rank + 1 :])
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.shares().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -119,11 +117,16 @@ class _Stop(TrainerCallback):
 
     def __init__(self, trainer: PackedTrainer) -> None:
         self._trainer = trainer
+        self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._trainer.stop)
+            self._before[number] = signal.signal(number, self._trainer.stop)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._trainer.stopping:
             control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
