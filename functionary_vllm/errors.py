@@ -7,12 +7,15 @@ frameworks: `api/app.py` turns an ApiError into a response, `api/sse.py` into an
     ├── InvalidRequest            400  invalid_request_error
     │   └── ContextLengthExceeded 400  context_length_exceeded
     ├── AuthenticationFailed      401  authentication_error, invalid_api_key
+    ├── PermissionDenied          403  permission_error, admin_key_required
     ├── NotFound                  404  not_found
     │   └── ModelNotFound         404  model_not_found
     ├── MethodNotAllowed          405  method_not_allowed
+    ├── DeadlineExceeded          408  timeout_error, deadline_exceeded: the client's own deadline
     ├── BodyTooLarge              413  request_too_large
     ├── UnsupportedMediaType      415  unsupported_media_type
     ├── Unprocessable             422  invalid_type: JSON of the wrong shape
+    ├── RateLimited               429  rate_limit_error, server_overloaded and others; Retry-After
     ├── UnknownFunctionCalled     500  server_error, unknown_function: the model called what was not on offer
     ├── EngineFailure             500  server_error, engine_failure
     └── EngineUnavailable         503  server_error, engine_unavailable; Retry-After
@@ -59,6 +62,12 @@ class AuthenticationFailed(ApiError):
     default_code = "invalid_api_key"
 
 
+class PermissionDenied(ApiError):
+    status = 403
+    type = "permission_error"
+    default_code = "admin_key_required"
+
+
 class NotFound(ApiError):
     status = 404
     type = "invalid_request_error"
@@ -73,6 +82,12 @@ class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     default_code = "method_not_allowed"
+
+
+class DeadlineExceeded(ApiError):
+    status = 408
+    type = "timeout_error"
+    default_code = "deadline_exceeded"
 
 
 class BodyTooLarge(ApiError):
@@ -91,6 +106,20 @@ class Unprocessable(ApiError):
     status = 422
     type = "invalid_request_error"
     default_code = "invalid_type"
+
+
+class RateLimited(ApiError):
+    """Too much at once, of one key or of all; `code` says which limit it was."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "server_overloaded"
+
+    def __init__(
+        self, message: str, retry_after: float = 1.0, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.retry_after = retry_after
 
 
 class UnknownFunctionCalled(ApiError):

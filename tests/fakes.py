@@ -14,7 +14,7 @@ from typing import Any, Final
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from functionary_vllm.engine.base import Engine, Generation, Step, Take, TokenLogprob
+from functionary_vllm.engine.base import Capacity, Engine, Generation, Step, Take, TokenLogprob
 from functionary_vllm.errors import EngineUnavailable
 from functionary_vllm.events import FinishReason
 
@@ -74,6 +74,7 @@ class FakeEngine:
         self.tokenizer = tokenizer if tokenizer is not None else byte_tokenizer()
         self.max_model_len = max_model_len
         self.vocab_size = len(self.tokenizer)
+        self.capacity = Capacity(64, 1 << 20)
         self.scripts = list(scripts)
         self.requests: list[Generation] = []
         self.running: set[str] = set()

@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import AsyncGenerator, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +17,15 @@ from typing import Any
 import prometheus_client
 import pytest
 
-from functionary_vllm.engine.base import Engine, Generation, Sampling, Step
+from functionary_vllm.engine.base import Capacity, Engine, Generation, Sampling, Step
 from functionary_vllm.engine.startup import StartError, start_vllm
-from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest
+from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest, RateLimited
 from tests.fakes import collect, going
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM and torch warn of their own deprecations while they are imported
     pytest.importorskip("vllm", reason="vLLM is not installed: only the replay engine can be tested")
+    from vllm import exceptions as vllm_exceptions
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -45,7 +47,11 @@ class FakeLLM:
     """What VllmEngine uses of AsyncLLM: each request yields one token after another, or raises `error`."""
 
     def __init__(self, tokens: int = 3, error: Exception | None = None, defaults: dict[str, Any] | None = None) -> None:
-        self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(enable_chunked_prefill=False))
+        self.vllm_config = SimpleNamespace(
+            scheduler_config=SimpleNamespace(enable_chunked_prefill=False, max_num_seqs=8),
+            cache_config=SimpleNamespace(kv_cache_size_tokens=None, num_gpu_blocks=10, block_size=16),
+            parallel_config=SimpleNamespace(data_parallel_size=2),
+        )
         self.model_config = SimpleNamespace(
             max_model_len=100,
             get_vocab_size=lambda: 50,
@@ -227,6 +233,21 @@ async def test_errors_become_ours(error: Exception, expected: type[ApiError], co
         await collect(engine, generation(n=count))
     if expected is InvalidRequest:
         assert caught.value.message == "too hot"
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(None, 10 * 16), (100, 2 * 100)])
+def test_the_capacity_is_that_of_all_engines(size: int | None, tokens: int) -> None:
+    llm: Any = FakeLLM()
+    llm.vllm_config.cache_config.kv_cache_size_tokens = size
+    assert VllmEngine(llm).capacity == Capacity(2 * 8, tokens)
+
+
+@pytest.mark.skipif(not hasattr(vllm_exceptions, "GracefulHTTPError"), reason="this vLLM has no queue limits")
+async def test_vllms_own_queue_limits_are_told_as_ours() -> None:
+    busy = vllm_exceptions.GracefulHTTPError("busy", HTTPStatus.SERVICE_UNAVAILABLE)
+    with pytest.raises(RateLimited, match="busy") as caught:
+        await collect(fake(error=busy)[0], generation())
+    assert caught.value.retry_after
 
 
 async def test_the_cause_of_a_failed_generation_decides() -> None:

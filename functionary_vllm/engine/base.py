@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from functionary_vllm.events import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What an engine runs at once: sequences, and tokens in its KV cache. More than that waits inside of it."""
+
+    sequences: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ class Engine(Protocol):
     max_model_len: int
     vocab_size: int
     model_type: str  # of the model's config.json; empty where there is none
+    capacity: Capacity
 
     async def generate(self, request: Generation, take: Take) -> None:
         """Hand each Step to `take` as it comes; return when each of the n choices has had one with `finish`.
@@ -102,3 +111,27 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Mortal(Protocol):
+    """An engine in processes of its own, which may die or hang, and be started again."""
+
+    @property
+    def heard(self) -> int:
+        """How many messages have come from it so far: an engine with work that is alive sends some."""
+        ...
+
+    def unfinished(self) -> int:
+        """How many requests are waiting or running."""
+        ...
+
+    async def check_health(self) -> None: ...
+
+    def lose(self) -> None:
+        """Give it up: what is left of its processes is killed, each request ends with EngineUnavailable."""
+        ...
+
+    async def restart(self) -> None:
+        """Start it again, once it is lost. Raises EngineUnavailable."""
+        ...

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from functionary_vllm.engine.base import Generation, Sampling, Step, Take, TokenLogprob
+from functionary_vllm.engine.base import Capacity, Generation, Sampling, Step, Take, TokenLogprob
 from functionary_vllm.errors import EngineUnavailable, InvalidRequest
 from functionary_vllm.events import FinishReason
 
@@ -38,6 +38,7 @@ class Recording:
     interval: float = 0.0
 
 
+_CAPACITY = Capacity(1024, 1 << 24)  # said, not enforced: any number of recordings can be played
 _KEYS = {"id", "text", "token_ids", "finish_reason", "step", "interval_ms"}
 
 
@@ -120,6 +121,7 @@ class ReplayEngine:
         self.max_model_len = max_model_len
         self.model_type = model_type
         self.vocab_size = len(tokenizer)
+        self.capacity = _CAPACITY
         self.running = 0
         self.aborted = 0
         self._recordings = list(recordings)

@@ -30,11 +30,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
-from functionary_vllm.engine.base import Generation, Step, Take, TokenLogprob
+from functionary_vllm.engine.base import Capacity, Generation, Step, Take, TokenLogprob
 from functionary_vllm.engine.schema_check import check_schema
 from functionary_vllm.engine.startup import few_cores
 from functionary_vllm.engine.vllm_outputs import DirectLLM, finish_reason
-from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest
+from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest, RateLimited
 
 # ---------------------------------------------------------------------------------------------- versions
 
@@ -59,6 +59,13 @@ def _check_nesting(schema: Any) -> None:
     except ImportError:
         return
     check_json_nesting(schema)
+
+
+def _capacity(config: Any) -> Capacity:
+    """Of all engines together. What is known of the KV cache in tokens is one engine's, in blocks that of all."""
+    cache, engines = config.cache_config, config.parallel_config.data_parallel_size
+    tokens = engines * (getattr(cache, "kv_cache_size_tokens", None) or 0)
+    return Capacity(config.scheduler_config.max_num_seqs * engines, tokens or cache.num_gpu_blocks * cache.block_size)
 
 
 # ------------------------------------------------------------------------------------------------ engine
@@ -88,6 +95,7 @@ class VllmEngine:
         self.max_model_len: int = llm.model_config.max_model_len
         self.vocab_size: int = llm.model_config.get_vocab_size()
         self.model_type: str = getattr(llm.model_config.hf_config, "model_type", "")
+        self.capacity = _capacity(llm.vllm_config)
         self._llm = llm
         self._lora_requests = dict(lora_requests or {})
         self._seeds_are_safe = not (
@@ -258,7 +266,7 @@ def _translate(error: Exception) -> ApiError:
     if isinstance(error, EngineDeadError):
         return EngineUnavailable("The engine has stopped.")
     if isinstance(error, _BUSY):
-        return EngineUnavailable(str(error))
+        return RateLimited(str(error))
     cause = error.__cause__ if isinstance(error, EngineGenerateError) else error
     if cause is not None and isinstance(cause, _REFUSED):
         # The first argument is the bare message; str() of newer versions appends parameter and value to it.
