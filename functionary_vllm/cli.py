@@ -16,7 +16,7 @@ COMMANDS = {
     "dataset": ("write conversations about functions to train on", "functionary_vllm.training.dataset.cli", "train"),
     "train": ("fine-tune a model on conversations", "functionary_vllm.training.run", "train"),
     "merge": ("put a trained adapter into its base: a folder to serve", "functionary_vllm.training.merge", "train"),
-    "serve": ("serve a model behind OpenAI's API", "functionary_vllm.serving", "cpu or cuda"),
+    "serve": ("serve a model behind OpenAI's API", "functionary_vllm.serving.program", "cpu or cuda"),
     "evaluate": ("measure a served model", "functionary_vllm.evaluation.cli", "eval"),
 }
 USAGE = "usage: functionary-vllm COMMAND [options]\n"
