@@ -1,21 +1,26 @@
 """Counters and histograms of ours, beside vLLM's own in prometheus_client's default registry.
 
 In: what was counted of each completion, and the outcome of each HTTP request. Out: what `/metrics` shows under
-`functionary_`. A completion's own numbers are plain integers while it runs; the registry's locks are taken at its
-beginning and its end. Refuses to know OpenAI's shapes. The collectors belong to the module, not to
-an app, so that several apps in one process share them.
+`functionary_`, and the facts of one completion for its log line and its span. A completion's own numbers are plain
+integers while it runs; the registry's locks are taken at its beginning and after its last byte, and only then are its
+calls held against their schemas. Refuses to know OpenAI's shapes. The collectors belong to the module, not to an app,
+so that several apps in one process share them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from typing import Protocol
+from collections import Counter as Tallied
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from functionary_vllm.errors import ApiError, UnknownFunctionCalled
 from functionary_vllm.formats.base import Format
+from functionary_vllm.outcome import OUTCOMES, Ended, Outcome
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # prometheus_client keeps its values in this folder, if it is set when that is imported.
@@ -29,11 +34,15 @@ HTTP_REQUESTS = Counter(
 RUNNING = Gauge(
     "functionary_requests_running", "Completions that are being generated now.", multiprocess_mode="livesum"
 )
+WAITING = Gauge(
+    "functionary_requests_waiting", "Completions that wait to be let into the engine.", multiprocess_mode="livesum"
+)
+REJECTED = Counter("functionary_requests_rejected", "Requests that were not let in, by reason.", ["reason"])
 ABORTED = Counter("functionary_requests_aborted", "Completions whose client left before the end.")
 CHUNKS = Counter("functionary_stream_chunks", "Writes of streamed completions, one an engine step and choice.")
 TOKENS = Counter("functionary_completion_tokens", "Tokens generated for clients.", ["stream"])
 FINISHES = Counter("functionary_finish_reasons", "Choices by the finish_reason they were given.", ["reason"])
-CALLS = Counter("functionary_calls", "Function calls begun, by how they ended.", ["outcome"])
+CALLS = Counter("functionary_calls", "Function calls that ended, by what became of them.", ["outcome"])
 UNKNOWN = Counter("functionary_unknown_function_calls", "Function calls begun whose function was not on offer.")
 FORMAT = Gauge(
     "functionary_format_info",
@@ -48,13 +57,23 @@ FIRST_TOKEN = Histogram(
     "functionary_time_to_first_token_seconds", "From the request to its first engine step.", buckets=_LATENCY
 )
 FIRST_NAME = Histogram(
-    "functionary_time_to_function_name_seconds", "From the request to its first function name.", buckets=_LATENCY
+    "functionary_time_to_function_name_seconds", "From a streamed request to its first function name.", buckets=_LATENCY
+)
+FIRST_ARGUMENT = Histogram(
+    "functionary_time_to_first_argument_seconds",
+    "From a streamed request to the first byte of its first call's arguments.",
+    buckets=_LATENCY,
+)
+DURATION = Histogram(
+    "functionary_request_duration_seconds", "From a completion's request to its last byte.", buckets=_LATENCY
 )
 LOOP_LAG = Histogram(
     "functionary_event_loop_lag_seconds",
     "How late the event loop came to what was due; looked at ten times a second.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
 )
+_CALLS = {outcome: CALLS.labels(outcome) for outcome in OUTCOMES}  # shown from the start, so that rates have a base
+_TOKENS = {stream: TOKENS.labels(str(stream).lower()) for stream in (False, True)}
 _LOOK_EVERY_S = 0.1
 
 
@@ -86,44 +105,97 @@ def watch_format(fmt: Format) -> None:
 class Counts(Protocol):
     """What a writer has counted of one completion. Times are monotonic; sequences have a slot a choice."""
 
+    model: str
     writes: int
     first_token: float | None
     first_name: float | None
+    first_argument: float | None
+    prompt: int  # tokens
+    cached: int  # of them
     completion: list[int]
-    begun: int  # calls
-    calls: list[int]  # complete ones
+    ended: list[Ended]  # complete calls
+    truncated: int  # calls that were cut
     unknown: list[int]
     finish: list[str | None]
 
 
+Judge = Callable[[Sequence[Ended]], list[Outcome]]
+
+
 class Observation:
-    """One completion, from `started` (a monotonic time) to `close`, which tells what was counted meanwhile."""
+    """One completion: from its request, which was `started` at a monotonic time, to its last byte.
 
-    __slots__ = ("_started", "_stream")
+    `begin` when the engine is to be asked; `close` once there is nothing more to send. What was not begun counts not.
+    """
 
-    def __init__(self, started: float, *, stream: bool) -> None:
-        self._started = started
-        self._stream = stream
+    __slots__ = ("_judge", "_running", "calls", "counts", "started", "stream")
+
+    def __init__(self, started: float, counts: Counts, judge: Judge, *, stream: bool) -> None:
+        self.started = started
+        self.counts = counts
+        self.stream = stream
+        self.calls: dict[Outcome, int] = {}
+        self._judge = judge
+        self._running = False
+
+    def begin(self) -> None:
+        self._running = True
         RUNNING.inc()
 
-    def close(self, counts: Counts, *, aborted: bool = False) -> None:
+    def close(self, now: float, *, aborted: bool = False, error: ApiError | None = None) -> None:
+        if not self._running:
+            return
+        self._running = False
         RUNNING.dec()
-        TOKENS.labels("true" if self._stream else "false").inc(sum(counts.completion))
-        if self._stream:
-            CHUNKS.inc(counts.writes)
+        counts = self.counts
+        unknown = sum(counts.unknown)
+        ended = self._judge(counts.ended) if counts.ended else []
+        ended += ["truncated"] * counts.truncated
+        if isinstance(error, UnknownFunctionCalled):  # which no writer has seen
+            ended.append("unknown_tool")
+            unknown += 1
+        self.calls = dict(Tallied(ended))
+        for outcome, calls in self.calls.items():
+            _CALLS[outcome].inc(calls)
+        if unknown:
+            UNKNOWN.inc(unknown)
+        _TOKENS[self.stream].inc(sum(counts.completion))
         if aborted:
             ABORTED.inc()
-        if counts.first_token is not None:
-            FIRST_TOKEN.observe(counts.first_token - self._started)
-        if counts.first_name is not None:
-            FIRST_NAME.observe(counts.first_name - self._started)
-        if unknown := sum(counts.unknown):
-            UNKNOWN.inc(unknown)
         for reason in counts.finish:
             if reason is not None:
                 FINISHES.labels(reason).inc()
-        complete = sum(counts.calls)
-        if complete:
-            CALLS.labels("complete").inc(complete)
-        if counts.begun > complete:
-            CALLS.labels("truncated").inc(counts.begun - complete)
+        self._time(counts, now)
+
+    def _time(self, counts: Counts, now: float) -> None:
+        DURATION.observe(now - self.started)
+        if counts.first_token is not None:
+            FIRST_TOKEN.observe(counts.first_token - self.started)
+        if not self.stream:  # whole answers are read once, at the end: when a name came is not known
+            return
+        CHUNKS.inc(counts.writes)
+        if counts.first_name is not None:
+            FIRST_NAME.observe(counts.first_name - self.started)
+        if counts.first_argument is not None:
+            FIRST_ARGUMENT.observe(counts.first_argument - self.started)
+
+    def facts(self) -> dict[str, Any]:
+        """For a log line and a span: numbers and names, none of what was said."""
+        counts = self.counts
+        times = {"first_token": counts.first_token}
+        if self.stream:
+            times |= {"function_name": counts.first_name, "first_argument": counts.first_argument}
+        return {
+            "model": counts.model,
+            "stream": self.stream,
+            "prompt_tokens": counts.prompt,
+            "cached_tokens": counts.cached,
+            "completion_tokens": sum(counts.completion),
+            "finish_reasons": [reason for reason in counts.finish if reason is not None],
+            "calls": self.calls,
+            **{f"{name}_ms": _ms(at - self.started) for name, at in times.items() if at is not None},
+        }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)

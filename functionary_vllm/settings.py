@@ -105,7 +105,11 @@ class Settings:
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "what the server logs", choices=("debug", "info", "warning", "error")
     )
-    access_log: bool = _setting(False, "log a line for each HTTP request")
+    log_format: Literal["text", "json"] = _setting("text", "how log lines look", choices=("text", "json"))
+    access_log: bool = _setting(False, "log a line for each finished request; with --log-format json there always is")
+    otlp_endpoint: str | None = _setting(
+        None, "OpenTelemetry collector that is sent a span for each request (OTLP)", metavar="URL"
+    )
     verbose: bool = _setting(False, "show vLLM's own log as well")
     config: str | None = _setting(None, "YAML file of settings, named as the flags, vLLM's included", metavar="FILE")
     engine_args: tuple[str, ...] = field(default=(), metadata={"foreign": True})

@@ -17,11 +17,11 @@ CODE = [*MODULES, ROOT / "serve.py", *sorted((ROOT / "benchmarks").rglob("*.py")
 
 # From the bottom up: a module may import its own layer and those before it.
 LAYERS = (
-    ("recent", "errors", "conversation", "events", "refs", "schema", "history", "offer", "detokenizer"),
+    ("recent", "errors", "conversation", "events", "refs", "schema", "history", "offer", "detokenizer", "outcome"),
     ("formats",),
     ("engine.base", "backlog"),
     ("pipeline",),
-    ("settings", "metrics"),
+    ("settings", "metrics", "tracing"),
     ("api",),
     ("serving",),
 )

@@ -7,6 +7,7 @@ engine at the end. Refuses to know how the engine was made.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from functionary_vllm import metrics
+from functionary_vllm import metrics, tracing
 from functionary_vllm.api import chat, models, tokenize
 from functionary_vllm.api.auth import Keys
 from functionary_vllm.api.border import Border, Json, http_exception
@@ -32,11 +33,12 @@ from functionary_vllm.settings import Settings
 def create_app(settings: Settings, engine: Engine, fmt: Format) -> FastAPI:
     metrics.watch_format(fmt)
     service = Service(settings, engine, fmt, Pipeline(fmt, engine, settings.reading))
+    traces = tracing.start(settings.otlp_endpoint, os.environ)
     app = FastAPI(
         title="functionary-vllm",
         version=versions().get("functionary-vllm", "0"),
         description="OpenAI's chat completions, both generations, for function-calling models.",
-        lifespan=_lifespan(engine),
+        lifespan=_lifespan(engine, traces),
     )
     app.state.ready = False
     app.include_router(chat.routes(service))
@@ -44,12 +46,12 @@ def create_app(settings: Settings, engine: Engine, fmt: Format) -> FastAPI:
     app.include_router(tokenize.routes(service))
     app.include_router(_operation(app, engine))
     app.add_exception_handler(HTTPException, http_exception)
-    app.add_middleware(Border, keys=Keys(settings.api_keys))
+    app.add_middleware(Border, traces=traces, keys=Keys(settings.api_keys))
     describe(app, ChatRequest, tokenize.TokenizeRequest, tokenize.DetokenizeRequest)
     return app
 
 
-def _lifespan(engine: Engine) -> Any:
+def _lifespan(engine: Engine, traces: tracing.Tracing | None) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(metrics.watch_loop())
@@ -60,6 +62,8 @@ def _lifespan(engine: Engine) -> Any:
             app.state.ready = False
             watch.cancel()
             await engine.close()
+            if traces is not None:
+                await traces.close()
 
     return lifespan
 

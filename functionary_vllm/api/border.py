@@ -2,7 +2,8 @@
 
 In: every HTTP request, outside of the routes. Out: OpenAI's envelope with its status before the first byte, one
 `data: {"error": ...}` event and `[DONE]` after it; an unforeseen exception is logged and told as a bare 500. Adds
-x-request-id, openai-processing-ms and openai-version to every answer. Refuses to know what the routes do.
+x-request-id, openai-processing-ms and openai-version to every answer, and tells metrics, log and traces of each once
+its last byte is sent. Refuses to know what the routes do.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from functionary_vllm import metrics
+from functionary_vllm import metrics, tracing
 from functionary_vllm.api.auth import Keys
 from functionary_vllm.api.connection import ClientLeft
 from functionary_vllm.api.ids import new_id
@@ -36,8 +37,10 @@ from functionary_vllm.errors import (
 )
 
 log = logging.getLogger(__name__)
+requests_log = logging.getLogger("functionary_vllm.requests")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_WATCHES = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds: a log of its own
 _LAST_WORDS_S = 1.0  # for a client that reads slowly while the server stops
 _OPENAI_VERSION = b"2020-10-01"  # what OpenAI's own servers answer
 
@@ -75,15 +78,18 @@ async def http_exception(request: Request, exc: Exception) -> Response:
 class Border:
     """ASGI middleware around everything."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, traces: tracing.Tracing | None, keys: Keys) -> None:
         self._app = app
         self._keys = keys
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, send)
+        if self._traces is not None:
+            exchange.trace(self._traces)
         try:
             self._keys.check(scope)
             await self._app(scope, receive, exchange.send)
@@ -102,7 +108,7 @@ class Border:
                 EngineFailure("The server had an error. It has been logged.", code="internal_error"), receive
             )
         finally:
-            exchange.count()
+            exchange.end()
 
 
 class _Exchange:
@@ -114,10 +120,14 @@ class _Exchange:
         self._begin = time.monotonic()
         self.status = 0
         self._streaming = False
+        self._error: ApiError | None = None
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id("req_", 32)
-        scope.setdefault("state", {})["request_id"] = self.request_id
-        scope["state"]["begin"] = self._begin
+        self._state = scope.setdefault("state", {})
+        self._state.update(request_id=self.request_id, begin=self._begin, observation=None, span=None)
+
+    def trace(self, traces: tracing.Tracing) -> None:
+        self._state["span"] = traces.begin(self._scope["method"], self._scope["headers"])
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -135,6 +145,7 @@ class _Exchange:
         await self._send(message)
 
     async def fail(self, error: ApiError, receive: Receive) -> None:
+        self._error = error
         if error.status >= 500:
             log.error("request %s: %s", self.request_id, error.message)
         if not self.status:
@@ -144,6 +155,38 @@ class _Exchange:
         else:
             raise error  # the body was begun and cannot be saved: the server closes the connection
 
-    def count(self) -> None:
+    def end(self) -> None:
+        """Nothing more is sent: what there is to tell of it is told."""
+        now = time.monotonic()
+        observation: metrics.Observation | None = self._state["observation"]
+        if observation is not None:
+            observation.close(now, aborted=self.status == 499, error=self._error)
         path = getattr(self._scope.get("route"), "path", "other")
         metrics.HTTP_REQUESTS.labels(path, str(self.status), "true" if self._streaming else "false").inc()
+        watched = path in _WATCHES and self.status == 200
+        level = logging.DEBUG if watched else logging.INFO
+        span: tracing.Span | None = self._state["span"]
+        logged = requests_log.isEnabledFor(level)
+        if span is None and not logged:
+            return
+        facts = self._facts(path, now)
+        if logged:
+            requests_log.log(level, "request", extra={"request": facts})
+        if span is not None:
+            span.end(facts)
+
+    def _facts(self, path: str, now: float) -> dict[str, Any]:
+        """Of the whole request: numbers, names and codes, nothing that a client or a model wrote."""
+        facts: dict[str, Any] = {
+            "request_id": self.request_id,
+            "method": self._scope["method"],
+            "route": path,
+            "status": self.status,
+            "duration_ms": round((now - self._begin) * 1000, 1),
+        }
+        if (key := self._state.get("key_name")) is not None:
+            facts["key"] = key
+        if self._error is not None:
+            facts["error"] = self._error.code or self._error.type
+        observation: metrics.Observation | None = self._state["observation"]
+        return facts if observation is None else facts | observation.facts()

@@ -6,10 +6,11 @@ What the fields mean is in `chat_task.py`, how answers look in `chat_writer.py`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Awaitable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -27,7 +28,9 @@ from functionary_vllm.api.service import Service
 from functionary_vllm.api.sse import EventStream, Write
 from functionary_vllm.errors import InvalidRequest
 from functionary_vllm.metrics import Observation
+from functionary_vllm.outcome import outcomes
 from functionary_vllm.pipeline import Delta, Prepared, Task
+from functionary_vllm.tracing import Span, carried
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,6 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _create(service: Service, request: Request) -> Response:
-    begin: float = request.state.begin
     chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
     headers = _unsupported(chat, service, request.state.request_id)
     # Checking schemas and tokenising a long prompt takes milliseconds: other streams must not wait for it. A short one
@@ -63,13 +65,16 @@ async def _create(service: Service, request: Request) -> Response:
     else:
         task, prepared = await service.aside(lambda: _prepare(chat, service))
     shape = answer_shape(chat, service, task, len(prepared.generation.prompt_ids))
+    prepared = _traced(request, prepared, shape.model)
     if chat.stream:
         chunks = ChatChunks(shape)
-        return EventStream(lambda write: _answer(service, prepared, chunks, write, begin), headers)
+        observation = _observe(service, request, task, chunks)
+        return EventStream(lambda write: _answer(service, prepared, chunks, write, observation), headers)
     whole = ChatAnswer(shape)
+    observation = _observe(service, request, task, whole)
     body: list[bytes] = []
     async with while_connected(request.receive):
-        await _answer(service, prepared, whole, body.append, begin)
+        await _answer(service, prepared, whole, body.append, observation)
     return Response(b"".join(body), headers=headers, media_type="application/json")
 
 
@@ -83,26 +88,40 @@ def _prepare(chat: ChatRequest, service: Service) -> tuple[Task, Prepared]:
     return task, service.pipeline.prepare(task)
 
 
+def _traced(request: Request, prepared: Prepared, model: str) -> Prepared:
+    """The engine is told of the trace that this request belongs to."""
+    span: Span | None = request.state.span
+    if span is not None:
+        span.ask(prepared.generation, model)
+    trace = span.headers() if span is not None else carried(request.scope["headers"])
+    return replace(prepared, generation=replace(prepared.generation, trace=trace)) if trace else prepared
+
+
+def _observe(service: Service, request: Request, task: Task, writer: ChatChunks | ChatAnswer) -> Observation:
+    """What the border closes after the last byte."""
+    shown = service.pipeline.shown(task.conversation)
+    observation = Observation(
+        request.state.begin,
+        writer.tally,
+        partial(outcomes, shown, raw_code=task.python_arguments == "raw"),
+        stream=isinstance(writer, ChatChunks),
+    )
+    request.state.observation = observation
+    return observation
+
+
 async def _answer(
-    service: Service, prepared: Prepared, writer: ChatChunks | ChatAnswer, write: Write, begin: float
+    service: Service, prepared: Prepared, writer: ChatChunks | ChatAnswer, write: Write, observation: Observation
 ) -> None:
-    """Write what the writer makes of the pipeline's Deltas. Whoever leaves early is counted."""
-    stream = isinstance(writer, ChatChunks)
-    observation = Observation(begin, stream=stream)
+    """Write what the writer makes of the pipeline's Deltas."""
 
     def take(delta: Delta) -> Awaitable[None] | None:
         return write(writer.write(delta))
 
-    left = False
-    try:
-        await service.pipeline.run(prepared, take, whole=not stream)
-        if (lag := write(writer.end())) is not None:
-            await lag
-    except asyncio.CancelledError:
-        left = True
-        raise
-    finally:
-        observation.close(writer.tally, aborted=left)
+    observation.begin()
+    await service.pipeline.run(prepared, take, whole=not observation.stream)
+    if (lag := write(writer.end())) is not None:
+        await lag
 
 
 def _unsupported(chat: ChatRequest, service: Service, request_id: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from functionary_vllm.api.wire import dumps
 from functionary_vllm.engine.base import TokenLogprob
 from functionary_vllm.errors import EngineFailure
 from functionary_vllm.events import CallArguments, CallEnd, CallStart, Finish, FinishReason, Reasoning, Text
+from functionary_vllm.outcome import Ended
 from functionary_vllm.pipeline import Delta
 
 CallFinish = Literal["tool_calls", "function_call", "stop"]
@@ -48,22 +49,29 @@ class Shape:
 
 
 class Tally:
-    """What is counted while an answer flows: tokens, calls and finish reasons, a slot a choice; and when it began."""
+    """What is counted while an answer flows: tokens, calls and finish reasons, a slot a choice; and when they began.
+
+    Of calls it keeps what the client was shown, for whoever asks at the end what they were worth.
+    """
 
     __slots__ = (
-        *("_call_finish", "begun", "cached", "calls", "completion", "finish"),
-        *("first_name", "first_token", "prompt", "unknown", "writes"),
+        *("_call_finish", "_open", "cached", "calls", "completion", "ended", "finish"),
+        *("first_argument", "first_name", "first_token", "model", "prompt", "truncated", "unknown", "writes"),
     )
 
     def __init__(self, shape: Shape) -> None:
         self._call_finish = shape.call_finish
+        self.model = shape.model
         self.prompt = shape.prompt_tokens
-        self.cached = self.writes = self.begun = 0
+        self.cached = self.writes = self.truncated = 0
         self.first_token: float | None = None
         self.first_name: float | None = None
+        self.first_argument: float | None = None
         self.completion = [0] * shape.choices
         self.calls = [0] * shape.choices
         self.unknown = [0] * shape.choices
+        self.ended: list[Ended] = []
+        self._open: list[Ended | None] = [None] * shape.choices
         self.finish: list[str | None] = [None] * shape.choices
 
     def count(self, delta: Delta) -> None:
@@ -76,10 +84,26 @@ class Tally:
         if delta.unknown_calls:
             self.unknown[delta.choice] = delta.unknown_calls
 
-    def begin_call(self) -> None:
-        if not self.begun:
+    def begin_call(self, choice: int, name: str) -> list[str]:
+        """Gives where its arguments are to be kept."""
+        if self.first_name is None:
             self.first_name = time.monotonic()
-        self.begun += 1
+        if self._open[choice] is not None:
+            self.truncated += 1
+        arguments: list[str] = []
+        self._open[choice] = name, arguments
+        return arguments
+
+    def argue(self) -> None:
+        """To be told of the first arguments of each call."""
+        if self.first_argument is None:
+            self.first_argument = time.monotonic()
+
+    def end_call(self, choice: int) -> None:
+        self.calls[choice] += 1
+        if (call := self._open[choice]) is not None:
+            self.ended.append(call)
+            self._open[choice] = None
 
     def close(self, choice: int, reason: FinishReason) -> str:
         """The finish_reason that is true: a cut is always told, and calls only when one is complete."""
@@ -93,6 +117,8 @@ class Tally:
             case _:
                 assert_never(reason)
         self.finish[choice] = finish
+        if self._open[choice] is not None:
+            self.truncated += 1
         return finish
 
     def require_finished(self) -> None:
@@ -133,7 +159,7 @@ class _ChunkChoice:
 
     __slots__ = (
         *("args_end", "args_head", "args_tail", "call", "call_open"),
-        *("head", "index", "role_open", "text_head", "text_open"),
+        *("head", "index", "keep", "role_open", "text_head", "text_open"),
     )
 
     def __init__(self, index: int, prefix: bytes) -> None:
@@ -141,7 +167,8 @@ class _ChunkChoice:
         self.head = b'%b{"index":%d,"delta":' % (prefix, index)
         self.text_head = self.head + b'{"content":'
         self.args_head = self.args_tail = self.args_end = b""
-        self.call = -1  # the one whose arguments args_head begins
+        self.call = -1  # the one whose arguments args_head begins, and have begun
+        self.keep: Callable[[str], None] = list[str]().append
         self.role_open = self.text_open = self.call_open = False
 
 
@@ -169,6 +196,7 @@ class ChatChunks:
         if self._plain and len(delta.events) == 1:  # most are the next characters of what is open
             event = delta.events[0]
             if type(event) is CallArguments and event.index == choice.call:
+                choice.keep(event.text)
                 return b"".join((choice.args_head, dumps(event.text), choice.args_end))
             if type(event) is Text and choice.text_open:
                 return b"".join((choice.text_head, dumps(event.text), self._text_end))
@@ -182,6 +210,10 @@ class ChatChunks:
             match event:
                 case CallArguments(index, text):
                     if index < max_calls:
+                        if index != choice.call:
+                            choice.call = index
+                            self.tally.argue()
+                        choice.keep(text)
                         parts += choice.args_head, dumps(text), choice.args_tail, tail
                 case Text(text):
                     if not choice.role_open:
@@ -201,7 +233,7 @@ class ChatChunks:
                         self._open_call(parts, choice, event, tail)
                 case CallEnd(index):
                     if index < max_calls:
-                        self.tally.calls[choice.index] += 1
+                        self.tally.end_call(choice.index)
                 case Finish(reason):
                     self._finish(parts, choice, reason, end)
                 case _:
@@ -228,8 +260,7 @@ class ChatChunks:
             self._open_role(parts, choice, _ROLE_NULL, tail[len(_PLAIN_TAIL) :])
         role = b"" if choice.role_open else b'"role":"assistant","content":null,'
         choice.role_open = choice.call_open = True
-        choice.call = start.index
-        self.tally.begin_call()
+        choice.keep = self.tally.begin_call(choice.index, start.name).append
         name = dumps(start.name)
         if self._shape.legacy:
             parts += choice.head, b'{%b"function_call":{"name":%b,"arguments":""}}' % (role, name), tail
@@ -307,13 +338,12 @@ class ChatAnswer:
                 case CallStart(index) | CallArguments(index) | CallEnd(index) if index >= max_calls:
                     pass
                 case CallStart(index, name):
-                    self.tally.begin_call()
                     choice.calls[index] = name
-                    choice.arguments[index] = []
+                    choice.arguments[index] = self.tally.begin_call(delta.choice, name)
                 case CallArguments(index, text):
                     choice.arguments[index].append(text)
                 case CallEnd():
-                    self.tally.calls[delta.choice] += 1
+                    self.tally.end_call(delta.choice)
                 case _:
                     assert_never(event)
         return b""

@@ -55,6 +55,7 @@ class Generation:
     model: str | None = None
     priority: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
+    trace: Mapping[str, str] | None = None  # W3C trace context, for an engine that makes spans
 
 
 @dataclass(frozen=True, slots=True)

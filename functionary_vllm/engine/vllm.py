@@ -131,6 +131,8 @@ class VllmEngine:
             "priority": request.priority,
         }
         llm = self._llm
+        if request.trace and llm.observability_config.otlp_traces_endpoint is not None:
+            asked["trace_headers"] = request.trace
         try:
             asked["sampling_params"] = self._sampling_params(request, choice.index)
             if isinstance(llm, DirectLLM) and llm.hands_out and request.sampling.logprobs is None:

@@ -8,7 +8,6 @@ what the app does.
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import socket
 import stat
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from functionary_vllm.serving import logs
 from functionary_vllm.serving.protocol import LendingProtocol
 from functionary_vllm.serving.welcome import welcome
 from functionary_vllm.settings import Settings
@@ -118,7 +118,4 @@ def _spare_the_collector() -> None:
 
 
 def set_up_logging(settings: Settings) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("functionary_vllm").setLevel(settings.log_level.upper())
-    if settings.access_log:
-        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    logs.set_up(settings)
