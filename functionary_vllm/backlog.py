@@ -1,16 +1,18 @@
 """Steps on their way to a reader that may lag: handed on at once, or kept as tokens until it takes more.
 
 In: an engine's Steps, one call each. Out: the same Steps while the reader keeps up; while it does not, all that came
-meanwhile as one Step a choice, which costs it one write instead of many. What is kept is a few bytes a token, and
+meanwhile as one Step a choice, which costs it one write instead of many. What is kept is four bytes a token, and
 bounded by the request's own length. Refuses to know what is read from them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from array import array
+from collections.abc import Awaitable, Callable
 
-from functionary_vllm.engine.base import Step
+from functionary_vllm.engine.base import Step, TokenLogprob
+from functionary_vllm.events import FinishReason
 
 Lag = Awaitable[None] | None  # None: the reader took it; else to be awaited before it takes more
 
@@ -24,7 +26,7 @@ class Backlog:
         self._read = read
         self._whole = whole
         self._open = True
-        self._kept: list[Step] = []
+        self._kept: dict[int, _Kept] = {}  # by choice
         self._waiting: asyncio.Task[None] | None = None
 
     def step(self, step: Step) -> None:
@@ -35,7 +37,10 @@ class Backlog:
             return
         if self._waiting is not None and self._waiting.done():
             self._waiting.result()  # it ends only by opening, or by what is raised here
-        self._kept.append(step)
+        kept = self._kept.get(step.choice)
+        if kept is None:
+            kept = self._kept[step.choice] = _Kept(step.choice)
+        kept.add(step)
 
     async def finish(self) -> None:
         """The engine is done: hand on what was kept."""
@@ -56,25 +61,35 @@ class Backlog:
         if lag is not None:
             await lag
         while self._kept:
-            kept, self._kept = self._kept, []
-            for step in joined(kept):
-                if (lag := self._read(step)) is not None:
+            kept, self._kept = self._kept, {}
+            for steps in kept.values():
+                if (lag := self._read(steps.joined())) is not None:
                     await lag
         self._open = not self._whole
 
 
-def joined(steps: Iterable[Step]) -> list[Step]:
-    """One Step a choice, which says what these said."""
-    by_choice: dict[int, list[Step]] = {}
-    for step in steps:
-        by_choice.setdefault(step.choice, []).append(step)
-    return [
-        Step(
-            choice,
-            [token_id for step in said for token_id in step.token_ids],
-            said[-1].finish,
-            None if said[0].logprobs is None else [entry for step in said for entry in step.logprobs or ()],
-            max(step.cached_tokens for step in said),
-        )
-        for choice, said in by_choice.items()
-    ]
+class _Kept:
+    """What one choice said meanwhile."""
+
+    __slots__ = ("_cached_tokens", "_choice", "_finish", "_logprobs", "_token_ids")
+
+    def __init__(self, choice: int) -> None:
+        self._choice = choice
+        self._token_ids = array("i")
+        self._finish: FinishReason | None = None
+        self._logprobs: list[TokenLogprob] | None = None
+        self._cached_tokens = 0
+
+    def add(self, step: Step) -> None:
+        self._token_ids.extend(step.token_ids)
+        self._finish = step.finish
+        if step.logprobs is not None:
+            if self._logprobs is None:
+                self._logprobs = []
+            self._logprobs += step.logprobs
+        if step.cached_tokens > self._cached_tokens:
+            self._cached_tokens = step.cached_tokens
+
+    def joined(self) -> Step:
+        """One Step that says what these said."""
+        return Step(self._choice, self._token_ids.tolist(), self._finish, self._logprobs, self._cached_tokens)

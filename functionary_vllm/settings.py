@@ -73,6 +73,16 @@ class Settings:
         flag="api-key",
         secret=True,
     )
+    keys_file: str | None = _setting(None, "YAML file of hashed keys and their limits; read again as it changes")
+    cors_origins: tuple[str, ...] = _setting((), "web pages' origins that may ask; *: any", flag="cors-origin")
+    ssl_certfile: str | None = _setting(None, "certificate chain (PEM): speak TLS", metavar="FILE")
+    ssl_keyfile: str | None = _setting(None, "its private key, where it is not in the same file", metavar="FILE")
+    max_running: int = _setting(0, "sequences that run at once; 0: as many as the engine can", least=0)
+    max_waiting: int = _setting(0, "requests that may wait for that, the next is refused; 0: twice as many", least=0)
+    max_waiting_tokens: int = _setting(
+        0, "tokens of their prompts; 0: twice what the engine's KV cache holds", least=0
+    )
+    max_queue_seconds: int = _setting(30, "a request that has waited for so long is refused", least=1)
     unknown_fields: Literal["warn", "reject", "ignore"] = _setting(
         "warn",
         "a request field that is not honoured: warn with a response header and a log line, reject with 400, or ignore",
@@ -102,6 +112,15 @@ class Settings:
     )
     max_body_bytes: int = _setting(4 * 1024 * 1024, "largest request body, in bytes", least=1)
     max_tools: int = _setting(128, "most tools a request may offer", least=1)
+    drain_seconds: int = _setting(30, "when told to stop: how long requests under way may go on", least=0)
+    engine_stall_seconds: int = _setting(
+        60, "an engine with work that says nothing for so long counts as dead; 0: never", least=0
+    )
+    engine_restarts: int = _setting(0, "how often a dead engine is started again before the server ends", least=0)
+    keep_alive_seconds: int = _setting(15, "a stream without a word for so long gets an SSE comment; 0: none", least=0)
+    client_stall_seconds: int = _setting(
+        300, "a client that takes or sends nothing for so long, while it is its turn, is closed; 0: never", least=0
+    )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "what the server logs", choices=("debug", "info", "warning", "error")
     )
@@ -323,6 +342,8 @@ def _checked(settings: Settings) -> Settings:
     """The rules that concern more than one setting."""
     if settings.port > 65535:
         raise SettingsError(f"port must be at most 65535, not {settings.port}")
+    if settings.ssl_keyfile is not None and settings.ssl_certfile is None:
+        raise SettingsError("ssl-keyfile needs ssl-certfile")
     if settings.engine == "replay":
         for name in ("recordings", "tokenizer"):
             if getattr(settings, name) is None:
@@ -331,4 +352,6 @@ def _checked(settings: Settings) -> Settings:
             raise SettingsError(f"unknown with --engine replay: {' '.join(settings.engine_args)}")
     elif settings.recordings is not None:
         raise SettingsError("--recordings is for --engine replay")
+    if settings.engine_restarts and settings.api_workers > 1:
+        raise SettingsError("engine-restarts needs a single API worker: several end with their engine")
     return settings

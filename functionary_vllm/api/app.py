@@ -22,9 +22,9 @@ from functionary_vllm.api.auth import Keys
 from functionary_vllm.api.border import Border, Json, http_exception
 from functionary_vllm.api.chat_request import ChatRequest
 from functionary_vllm.api.described import describe
+from functionary_vllm.api.life import Life
 from functionary_vllm.api.service import Service, versions
 from functionary_vllm.engine.base import Engine
-from functionary_vllm.errors import EngineUnavailable
 from functionary_vllm.formats.base import Format
 from functionary_vllm.pipeline import Pipeline
 from functionary_vllm.settings import Settings
@@ -40,13 +40,14 @@ def create_app(settings: Settings, engine: Engine, fmt: Format) -> FastAPI:
         description="OpenAI's chat completions, both generations, for function-calling models.",
         lifespan=_lifespan(engine, traces),
     )
-    app.state.ready = False
+    app.state.life = Life(settings.engine_restarts)
+    app.state.engine = engine
     app.include_router(chat.routes(service))
     app.include_router(models.routes(service.models))
     app.include_router(tokenize.routes(service))
     app.include_router(_operation(app, engine))
     app.add_exception_handler(HTTPException, http_exception)
-    app.add_middleware(Border, traces=traces, keys=Keys(settings.api_keys))
+    app.add_middleware(Border, traces=traces, keys=Keys(settings.api_keys), life=app.state.life)
     describe(app, ChatRequest, tokenize.TokenizeRequest, tokenize.DetokenizeRequest)
     return app
 
@@ -55,11 +56,11 @@ def _lifespan(engine: Engine, traces: tracing.Tracing | None) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(metrics.watch_loop())
-        app.state.ready = True
+        app.state.life.serve()
         try:
             yield
         finally:
-            app.state.ready = False
+            app.state.life.drain()
             watch.cancel()
             await engine.close()
             if traces is not None:
@@ -71,16 +72,17 @@ def _lifespan(engine: Engine, traces: tracing.Tracing | None) -> Any:
 def _operation(app: FastAPI, engine: Engine) -> APIRouter:
     """For those who run the server: supervisors, load balancers, Prometheus."""
     router = APIRouter(tags=["operation"])
+    life: Life = app.state.life
 
     @router.get("/health", summary="Liveness: 503 when the engine is dead and only a restart helps")
     async def health() -> Response:
-        await engine.check_health()
+        if not life.mends:
+            await engine.check_health()
         return Json({"status": "ok"})
 
     @router.get("/ready", summary="Readiness: 503 while starting, stopping, or without an engine")
     async def ready() -> Response:
-        if not app.state.ready:
-            raise EngineUnavailable("The server is not ready.")
+        life.check_ready()
         await engine.check_health()
         return Json({"status": "ready"})
 

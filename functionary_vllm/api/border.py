@@ -25,6 +25,7 @@ from functionary_vllm import metrics, tracing
 from functionary_vllm.api.auth import Keys
 from functionary_vllm.api.connection import ClientLeft
 from functionary_vllm.api.ids import new_id
+from functionary_vllm.api.life import Life
 from functionary_vllm.api.sse import MEDIA_TYPE, error_event
 from functionary_vllm.api.wire import dumps
 from functionary_vllm.errors import (
@@ -42,6 +43,7 @@ requests_log = logging.getLogger("functionary_vllm.requests")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _WATCHES = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds: a log of its own
 _LAST_WORDS_S = 1.0  # for a client that reads slowly while the server stops
+_FOR_WATCHERS = frozenset({"/health", "/ready", "/metrics", "/version"})  # answered to the end
 _OPENAI_VERSION = b"2020-10-01"  # what OpenAI's own servers answer
 
 
@@ -78,20 +80,23 @@ async def http_exception(request: Request, exc: Exception) -> Response:
 class Border:
     """ASGI middleware around everything."""
 
-    def __init__(self, app: ASGIApp, traces: tracing.Tracing | None, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, traces: tracing.Tracing | None, keys: Keys, life: Life) -> None:
         self._app = app
         self._keys = keys
         self._traces = traces
+        self._life = life
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, send)
+        exchange = _Exchange(scope, send, self._life)
         if self._traces is not None:
             exchange.trace(self._traces)
         try:
             self._keys.check(scope)
+            if scope["path"] not in _FOR_WATCHERS:
+                self._life.refuse_at_end()
             await self._app(scope, receive, exchange.send)
         except (ClientLeft, ClientDisconnect):
             exchange.status = 499  # nginx's code for a client that closed the request; only the metric sees it
@@ -101,7 +106,8 @@ class Border:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_S):
                     await exchange.fail(EngineUnavailable("The server is stopping."), receive)
-            raise
+            if not self._life.ending:
+                raise
         except Exception:
             log.exception("request %s: unforeseen error", exchange.request_id)
             await exchange.fail(
@@ -114,9 +120,10 @@ class Border:
 class _Exchange:
     """One request and its answer, as far as it was sent."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, life: Life) -> None:
         self._scope = scope
         self._send = send
+        self._life = life
         self._begin = time.monotonic()
         self.status = 0
         self._streaming = False
@@ -142,6 +149,8 @@ class _Exchange:
                 (b"openai-processing-ms", elapsed),
                 (b"openai-version", _OPENAI_VERSION),
             ]
+            if self._life.ending:  # the client's next request shall go elsewhere
+                message["headers"].append((b"connection", b"close"))
         await self._send(message)
 
     async def fail(self, error: ApiError, receive: Receive) -> None:

@@ -69,7 +69,8 @@ async def _create(service: Service, request: Request) -> Response:
     if chat.stream:
         chunks = ChatChunks(shape)
         observation = _observe(service, request, task, chunks)
-        return EventStream(lambda write: _answer(service, prepared, chunks, write, observation), headers)
+        keep_alive = service.settings.keep_alive_seconds
+        return EventStream(lambda write: _answer(service, prepared, chunks, write, observation), headers, keep_alive)
     whole = ChatAnswer(shape)
     observation = _observe(service, request, task, whole)
     body: list[bytes] = []

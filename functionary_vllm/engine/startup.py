@@ -9,6 +9,7 @@ survive a fork. Refuses to know Settings and HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import ctypes
 import gc
@@ -21,10 +22,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from functionary_vllm.engine.base import Engine
+
+Made = TypeVar("Made")
 
 _REPORT_EVERY_S = 5.0
 
@@ -59,6 +63,7 @@ class Client:
     index: int
     count: int
     addresses: dict[str, Any]
+    heard: Any  # an array in shared memory: how many messages each of the clients has had
 
 
 class Progress:
@@ -129,10 +134,39 @@ def collecting_nothing() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """For a child process: be told to end when the parent does, however it ended. Does nothing outside Linux."""
+    """For a child process: be told to end when the parent does, however it ended; by the parent only.
+
+    The system tells of the parent's death on Linux alone. Ctrl-C goes to all processes of a group, and vLLM's engine
+    would drop at once what the server still wants to finish: so the child leaves its parent's group.
+    """
+    os.setpgid(0, 0)
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # prctl(2)
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+async def in_lasting_thread(work: Callable[[], Made]) -> Made:
+    """Do what blocks in a thread that stays: to a child process (see above) its end would be the parent's."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Made] = loop.create_future()
+
+    def tell(tell_it: Callable[[Any], None], what: object) -> None:
+        if not done.done():
+            tell_it(what)
+
+    def run() -> None:
+        try:
+            made = work()
+        except BaseException as error:
+            outcome = partial(tell, done.set_exception, error)
+        else:
+            outcome = partial(tell, done.set_result, made)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(outcome)
+        threading.Event().wait()
+
+    threading.Thread(target=run, name="engine start", daemon=True).start()
+    return await done
 
 
 def start_vllm(

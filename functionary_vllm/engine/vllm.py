@@ -10,29 +10,25 @@ section. Refuses to know text, formats and HTTP.
 from __future__ import annotations
 
 import asyncio
-import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
-from transformers import PretrainedConfig
 from vllm import exceptions as vllm_exceptions
-from vllm.config import VllmConfig
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
 from functionary_vllm.engine.base import Capacity, Generation, Step, Take, TokenLogprob
 from functionary_vllm.engine.schema_check import check_schema
-from functionary_vllm.engine.startup import few_cores
+from functionary_vllm.engine.startup import in_lasting_thread
+from functionary_vllm.engine.vllm_flags import read_config, wants_one_process
 from functionary_vllm.engine.vllm_outputs import DirectLLM, finish_reason
 from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest, RateLimited
 
@@ -88,9 +84,17 @@ class _Choice:
 
 
 class VllmEngine:
-    """An Engine over AsyncLLM. `lora_requests` are the adapters a Generation may name as its model."""
+    """An Engine over AsyncLLM. `lora_requests` are the adapters a Generation may name as its model.
 
-    def __init__(self, llm: AsyncLLM, lora_requests: Mapping[str, LoRARequest] | None = None) -> None:
+    `again` starts another AsyncLLM in the place of one that is lost; it blocks.
+    """
+
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        lora_requests: Mapping[str, LoRARequest] | None = None,
+        again: Callable[[], AsyncLLM] | None = None,
+    ) -> None:
         self.tokenizer: Any = llm.get_tokenizer()
         self.max_model_len: int = llm.model_config.max_model_len
         self.vocab_size: int = llm.model_config.get_vocab_size()
@@ -106,6 +110,8 @@ class VllmEngine:
         self._runs: dict[str, list[_Choice]] = {}
         self._aborts: set[asyncio.Future[None]] = set()
         self._closed = False
+        self._again = again
+        self._restarting = False
 
     async def generate(self, request: Generation, take: Take) -> None:
         choices = self._runs[request.id] = [_Choice(index) for index in range(request.sampling.n)]
@@ -204,7 +210,27 @@ class VllmEngine:
 
     def unfinished(self) -> int:
         """How many engine requests are waiting or running."""
-        return int(self._llm.get_num_unfinished_requests())
+        return int(self._llm.get_num_unfinished_requests()) + getattr(self._llm, "beginning", 0)
+
+    @property
+    def heard(self) -> int:
+        return sum(self._llm.heard) if isinstance(self._llm, DirectLLM) else 0
+
+    def lose(self) -> None:
+        if isinstance(self._llm, DirectLLM):
+            self._llm.lose_engine()
+
+    async def restart(self) -> None:
+        if self._again is None:
+            raise EngineUnavailable("The engine cannot be started again.")
+        self._restarting = True
+        try:
+            self._llm.shutdown(timeout=0.0)
+            self._llm = await in_lasting_thread(self._again)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EngineUnavailable(f"The engine did not start again: {error}") from error
+        finally:
+            self._restarting = False
 
     def check_schema(self, schema: Mapping[str, Any] | bool) -> None:
         try:
@@ -223,6 +249,9 @@ class VllmEngine:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
+            if self._restarting:
+                for child in multiprocessing.active_children():
+                    child.kill()
             # A CPU engine has no device to give back, only seconds to spend on taking Python apart.
             self._llm.shutdown(timeout=1.0 if current_platform.is_cpu() else None)
 
@@ -277,35 +306,6 @@ def _translate(error: Exception) -> ApiError:
     return EngineFailure(f"The engine failed on this request: {type(cause or error).__name__}.")
 
 
-# --------------------------------------------------------------------------------------------- beginning
-
-_CPU_MAX_MODEL_LEN = 8192
-_CPU_KV_CACHE_BYTES = 2 * 1024**3
-
-
-class _Parser(FlexibleArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message.replace("unrecognized arguments", "neither a flag of ours nor of vLLM"))
-
-
-def _parser() -> FlexibleArgumentParser:
-    parser = AsyncEngineArgs.add_cli_args(_Parser(prog="serve.py", allow_abbrev=False))  # type: ignore[no-untyped-call]
-    if current_platform.is_cpu():
-        # Compiling takes a minute, and the default KV cache is most of the machine's memory.
-        parser.set_defaults(enforce_eager=True, use_tqdm_on_load=False)
-        # A seeded request whose prompt is prefilled in parts kills the engine: vLLM then sets the random generator
-        # back, which torch's CPU generator cannot ("CPU Generator does not use offset", 0.26 to 0.32).
-        parser.set_defaults(enable_chunked_prefill=False)
-        if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-            parser.set_defaults(kv_cache_memory_bytes=_CPU_KV_CACHE_BYTES)
-    return parser
-
-
-def print_engine_help(word: str) -> None:
-    """vLLM's help on the flags that match `word`; "all" for every one. Ends the program, as --help does."""
-    _parser().parse_args([f"--help={word}"])
-
-
 def create_engine(
     argv: Sequence[str], say: Callable[[str], None] = print, *, quiet: bool = False, fork: bool = False
 ) -> VllmEngine:
@@ -316,47 +316,13 @@ def create_engine(
     Raises ValueError or OSError for flags or a model that cannot be used, RuntimeError when the engine does not start.
     """
     config, log_stats = read_config(argv, say, quiet=quiet)
-    if fork and current_platform.is_cpu() and _wants_one_process(config.parallel_config):
+    if fork and current_platform.is_cpu() and wants_one_process(config.parallel_config):
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # vLLM has just set it to spawn
     say("starting the engine process: it loads the weights and sets up the KV cache")
-    return VllmEngine(DirectLLM.from_vllm_config(config, disable_log_stats=not log_stats))
 
+    def again() -> AsyncLLM:
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # this process has threads by now
+        config, log_stats = read_config(argv, lambda _: None, quiet=quiet)
+        return DirectLLM.from_vllm_config(config, disable_log_stats=not log_stats)
 
-def read_config(
-    argv: Sequence[str], say: Callable[[str], None], *, quiet: bool, workers: int = 1, rank: int = 0
-) -> tuple[VllmConfig, bool]:
-    """vLLM's configuration, and whether it keeps statistics. `rank` is that of an API worker, -1 for their engine.
-
-    `quiet` keeps back what vLLM warns of at every start on a CPU: that it is not compiled, not preloaded, not a GPU.
-    """
-    namespace = _parser().parse_args(list(argv))
-    on_cpu = current_platform.is_cpu()
-    if on_cpu and quiet:
-        logging.getLogger("vllm").setLevel(logging.ERROR)
-        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"  # for the child processes
-    if on_cpu and namespace.max_model_len is None and _declared_length(namespace.model) > _CPU_MAX_MODEL_LEN:
-        namespace.max_model_len = _CPU_MAX_MODEL_LEN
-    say("reading the model's configuration")
-    args = AsyncEngineArgs.from_cli_args(namespace)
-    if workers > 1:
-        args._api_process_count, args._api_process_rank = workers, rank
-    config = args.create_engine_config()
-    parallel = config.parallel_config
-    if on_cpu and namespace.distributed_executor_backend is None and _wants_one_process(parallel):
-        # The worker then lives in the engine's process: 7 s and more off the start, and both of two cores compute.
-        parallel.distributed_executor_backend = "uni"
-    return config, not namespace.disable_log_stats
-
-
-def _wants_one_process(parallel: Any) -> bool:
-    """Else vLLM's own thread binding is the better choice, and it needs a worker process."""
-    return parallel.world_size == parallel.data_parallel_size == 1 and few_cores()
-
-
-def _declared_length(model: str) -> int:
-    """The context length in the model's config.json, 0 when there is none to be read."""
-    with suppress(OSError, ValueError):
-        content, _ = PretrainedConfig.get_config_dict(model)
-        lengths = [part.get("max_position_embeddings") for part in (content, content.get("text_config") or {})]
-        return max((length for length in lengths if isinstance(length, int)), default=0)
-    return 0
+    return VllmEngine(DirectLLM.from_vllm_config(config, disable_log_stats=not log_stats), again=again)

@@ -73,6 +73,9 @@ class DirectLLM(AsyncLLM):
         self._ready: deque[Live] = deque()  # those with tokens that were not handed out yet
         self._handing = False
         self._sending: set[asyncio.Future[None]] = set()
+        self.heard: Any = [0]  # messages, by API process; shared where there are several
+        self.rank = 0
+        self.beginning = 0  # requests that the engine has yet to be told of
 
     def __del__(self) -> None:
         pass  # shutdown() was called; if not, the client's own finalizer runs. A second one would meet dead modules.
@@ -88,7 +91,11 @@ class DirectLLM(AsyncLLM):
         if self.errored:
             raise EngineDeadError()
         self._run_output_handler()
-        tasks = await self.get_supported_tasks()
+        self.beginning += 1
+        try:
+            tasks = await self.get_supported_tasks()  # the first time, the engine is asked
+        finally:
+            self.beginning -= 1
         asked["params"] = asked.pop("sampling_params")
         request = self.input_processor.process_inputs(**asked, supported_tasks=tasks)
         self.input_processor.assign_request_id(request)
@@ -116,8 +123,11 @@ class DirectLLM(AsyncLLM):
         task.add_done_callback(self._sending.discard)
 
     def lose_engine(self) -> None:
-        """The engine has died, and its client cannot know: each request is told."""
-        self.engine_core.resources.engine_dead = True
+        """The engine is dead, or is to be, and its client may not know: each request is told."""
+        resources: Any = self.engine_core.resources
+        resources.engine_dead = True
+        for process in getattr(resources.engine_manager, "processes", ()):  # not those of Ray, nor another's
+            process.kill()
         if self.output_handler is not None:
             self.output_handler.cancel()
 
@@ -166,6 +176,9 @@ class DirectLLM(AsyncLLM):
                 self._end(live, ended)
             self._live.clear()
             self.output_processor.propagate_error(ended)
+            for answer in list(core.utility_results.values()):
+                if not answer.done():
+                    answer.set_exception(ended)
             if error is not ended:
                 raise
 
@@ -207,6 +220,7 @@ class DirectLLM(AsyncLLM):
 
     def _receive(self, outputs: Any) -> None:
         """Note what arrived with each request, and who is to be called."""
+        self.heard[self.rank] += 1
         measured = _Measured(self, outputs.timestamp)
         gaps, now = measured.gaps, outputs.timestamp
         others = []

@@ -20,7 +20,8 @@ from vllm.v1.engine.utils import CoreEngineLaunch, EngineZmqListeners, bind_engi
 from vllm.v1.executor import Executor
 
 from functionary_vllm.engine.startup import Client
-from functionary_vllm.engine.vllm import VllmEngine, read_config
+from functionary_vllm.engine.vllm import VllmEngine
+from functionary_vllm.engine.vllm_flags import read_config
 from functionary_vllm.engine.vllm_outputs import DirectLLM
 
 
@@ -79,6 +80,7 @@ def _clients(launch: CoreEngineLaunch, listeners: EngineZmqListeners, *, limited
         shared["stats_update_address"] = launch.coordinator.get_stats_publish_address()
     if launch.tensor_queue is not None:
         shared["tensor_queue"] = launch.tensor_queue
+    heard = multiprocessing.get_context("spawn").RawArray("Q", count)
     return [
         Client(
             index,
@@ -90,6 +92,7 @@ def _clients(launch: CoreEngineLaunch, listeners: EngineZmqListeners, *, limited
                 "output_listener": output.socket,
                 **shared,
             },
+            heard,
         )
         for index, (input_, output) in enumerate(zip(listeners.inputs, listeners.outputs, strict=True))
     ]
@@ -105,5 +108,5 @@ def join_core(argv: Sequence[str], client: Client) -> tuple[VllmEngine, Callable
         client_count=client.count,
         client_index=client.index,
     )
-
+    llm.heard, llm.rank = client.heard, client.index
     return VllmEngine(llm), llm.lose_engine
