@@ -1,10 +1,10 @@
 """Counters and histograms of ours, beside vLLM's own in prometheus_client's default registry.
 
 In: what was counted of each completion, and the outcome of each HTTP request. Out: what `/metrics` shows under
-`functionary_`, and the facts of one completion for its log line and its span. A completion's own numbers are plain
-integers while it runs; the registry's locks are taken at its beginning and after its last byte, and only then are its
-calls held against their schemas. Refuses to know OpenAI's shapes. The collectors belong to the module, not to an app,
-so that several apps in one process share them.
+`functionary_`, with the replay engine some of vLLM's names too; and the facts of one completion for its log line and
+its span. A completion's own numbers are plain integers while it runs; the registry's locks are taken at its beginning
+and after its last byte, and only then are its calls held against their schemas. Refuses to know OpenAI's shapes. The
+collectors belong to the module, not to an app, so that several apps in one process share them.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ class Observation:
     def begin(self) -> None:
         self._running = True
         RUNNING.inc()
+        if _stand_in is not None:
+            _stand_in.running.inc()
 
     def close(self, now: float, *, aborted: bool = False, error: ApiError | None = None) -> None:
         if not self._running:
@@ -166,6 +168,8 @@ class Observation:
             if reason is not None:
                 FINISHES.labels(reason).inc()
         self._time(counts, now)
+        if _stand_in is not None:
+            _stand_in.close(counts, self.started, now)
 
     def _time(self, counts: Counts, now: float) -> None:
         DURATION.observe(now - self.started)
@@ -195,6 +199,46 @@ class Observation:
             "calls": self.calls,
             **{f"{name}_ms": _ms(at - self.started) for name, at in times.items() if at is not None},
         }
+
+
+class _StandIn:
+    """What vLLM's own metrics would say, under its names, so that a dashboard shows the same of recordings."""
+
+    def __init__(self, model: str) -> None:
+        names = ["model_name", "engine"]
+
+        def of(kind: Any, name: str, help: str, **options: Any) -> Any:
+            return kind(f"vllm:{name}", help, names, **options).labels(model, "0")
+
+        self.running = of(Gauge, "num_requests_running", "Requests in the engine.", multiprocess_mode="livesum")
+        of(Gauge, "num_requests_waiting", "None: recordings need not wait.", multiprocess_mode="livesum")
+        self.prompt_tokens = of(Counter, "prompt_tokens", "Prompt tokens.")
+        self.tokens = of(Counter, "generation_tokens", "Tokens played.")
+        self.first_token = of(Histogram, "time_to_first_token_seconds", "To the first step.", buckets=_LATENCY)
+        self.latency = of(Histogram, "e2e_request_latency_seconds", "To the last byte.", buckets=_LATENCY)
+        successes = Counter("vllm:request_success", "Choices that were finished.", [*names, "finished_reason"])
+        self.stop, self.length = (successes.labels(model, "0", reason) for reason in ("stop", "length"))
+
+    def close(self, counts: Counts, started: float, now: float) -> None:
+        self.running.dec()
+        self.prompt_tokens.inc(counts.prompt)
+        self.tokens.inc(sum(counts.completion))
+        self.latency.observe(now - started)
+        if counts.first_token is not None:
+            self.first_token.observe(counts.first_token - started)
+        for reason in counts.finish:
+            if reason is not None:
+                (self.length if reason == "length" else self.stop).inc()
+
+
+_stand_in: _StandIn | None = None
+
+
+def stand_in_for_vllm(model: str) -> None:
+    """For an engine that is not vLLM."""
+    global _stand_in
+    if _stand_in is None:
+        _stand_in = _StandIn(model)
 
 
 def _ms(seconds: float) -> float:

@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -344,6 +345,8 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsError(f"port must be at most 65535, not {settings.port}")
     if settings.ssl_keyfile is not None and settings.ssl_certfile is None:
         raise SettingsError("ssl-keyfile needs ssl-certfile")
+    if settings.otlp_endpoint is not None and find_spec("opentelemetry") is None:
+        raise SettingsError("otlp-endpoint needs OpenTelemetry: pip install 'functionary-vllm[otel]'")
     if settings.engine == "replay":
         for name in ("recordings", "tokenizer"):
             if getattr(settings, name) is None:

@@ -11,7 +11,6 @@ Source of the names: OpenTelemetry semantic conventions 1.38, "Generative AI spa
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
 import threading
 import time
@@ -153,7 +152,7 @@ def start(endpoint: str | None, environ: Mapping[str, str]) -> Tracing | None:
     except ImportError as error:
         log.warning("No traces, though an endpoint is set: pip install 'functionary-vllm[otel]' (%s).", error)
         return None
-    resource = Resource.create({"service.version": importlib.metadata.version(_NAME)})
+    resource = Resource.create({})
     if "OTEL_SERVICE_NAME" not in environ and "service.name" not in environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
         resource = resource.merge(Resource({"service.name": _NAME}))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)

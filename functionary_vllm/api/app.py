@@ -33,6 +33,8 @@ from functionary_vllm.settings import Settings
 def create_app(settings: Settings, engine: Engine, fmt: Format) -> FastAPI:
     metrics.watch_format(fmt)
     service = Service(settings, engine, fmt, Pipeline(fmt, engine, settings.reading))
+    if settings.engine == "replay":
+        metrics.stand_in_for_vllm(service.models.names[0])
     traces = tracing.start(settings.otlp_endpoint, os.environ)
     app = FastAPI(
         title="functionary-vllm",

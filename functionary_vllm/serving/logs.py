@@ -8,12 +8,14 @@ know what the facts are.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,7 +32,11 @@ class TextFormatter(logging.Formatter):
         self._whole = whole
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        kept, record.exc_text = record.exc_text, None  # which another handler may have written, with all its words
+        try:
+            text = super().format(record)
+        finally:
+            record.exc_text = kept
         facts: dict[str, Any] = getattr(record, "request", {})
         return " ".join([text, *(f"{key}={_word(value)}" for key, value in facts.items())])
 
@@ -100,4 +106,11 @@ def _for_vllm(settings: Settings) -> str:
     }
     with tempfile.NamedTemporaryFile("w", prefix="vllm-log-", suffix=".json", delete=False) as file:
         json.dump(config, file)
+    atexit.register(_remove, file.name, os.getpid())
     return file.name
+
+
+def _remove(path: str, owner: int) -> None:
+    if os.getpid() == owner:  # and not a process that was forked off
+        with suppress(OSError):
+            os.unlink(path)
