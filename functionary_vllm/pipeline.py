@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,6 +46,8 @@ class Delta:
 
 
 TakeDelta = Callable[[Delta], Lag]
+Seat = AbstractAsyncContextManager[None, None]
+_NO_SEAT: Seat = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +130,10 @@ class Pipeline:
                 decoder.ignore_ends()
         return Prepared(prompt, generation, decoders, task.max_calls)
 
-    async def run(self, prepared: Prepared, take: TakeDelta, *, whole: bool = False) -> None:
+    async def run(self, prepared: Prepared, take: TakeDelta, *, whole: bool = False, seat: Seat = _NO_SEAT) -> None:
         """Hand each Delta to `take`; return after the last. Cancelling aborts the engine request.
+
+        `seat` is held as long as the engine has the request, and no longer: a reader that lags does not need one.
 
         When `take` returns an awaitable, the reader lags: what the engine says until that is done is kept as tokens,
         and comes as one Delta a choice. `whole` says that nobody reads before the end: then the first step comes at
@@ -140,7 +145,8 @@ class Pipeline:
         stoppable = generation.sampling.stop or prepared.max_calls or strict
         backlog = Backlog(reader.read, whole=whole and not stoppable)
         try:
-            await self._engine.generate(generation, backlog.step)
+            async with seat:
+                await self._engine.generate(generation, backlog.step)
             await backlog.finish()
         finally:
             backlog.close()

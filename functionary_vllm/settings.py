@@ -80,9 +80,7 @@ class Settings:
     ssl_keyfile: str | None = _setting(None, "its private key, where it is not in the same file", metavar="FILE")
     max_running: int = _setting(0, "sequences that run at once; 0: as many as the engine can", least=0)
     max_waiting: int = _setting(0, "requests that may wait for that, the next is refused; 0: twice as many", least=0)
-    max_waiting_tokens: int = _setting(
-        0, "tokens of their prompts; 0: twice what the engine's KV cache holds", least=0
-    )
+    max_waiting_tokens: int = _setting(0, "tokens of their prompts; 0: twice what the engine's KV cache holds", least=0)
     max_queue_seconds: int = _setting(30, "a request that has waited for so long is refused", least=1)
     unknown_fields: Literal["warn", "reject", "ignore"] = _setting(
         "warn",

@@ -22,6 +22,7 @@ from typing import Final
 
 from functionary_vllm.engine.base import Capacity
 from functionary_vllm.errors import RateLimited
+from functionary_vllm.metrics import WAITING
 
 _REMEMBERED: Final = 64  # ends of requests, to tell how fast seats become free
 _LONGEST_RETRY_S: Final = 60.0
@@ -40,10 +41,14 @@ class Room:
 class Ticket:
     """One request's claim to seats, held while the engine has it (`async with`)."""
 
-    __slots__ = ("_admission", "key", "prefilling", "priority", "seated", "sequences", "tokens")
+    __slots__ = ("_admission", "_sit", "key", "prefilling", "priority", "seated", "sequences", "tokens")
 
-    def __init__(self, admission: Admission, key: str, size: Capacity, priority: int = 0) -> None:
+    def __init__(
+        self, admission: Admission, key: str, size: Capacity, priority: int = 0, sit: Callable[[], object] = lambda: 0
+    ) -> None:
+        """`sit` is called when it has its seats."""
         self._admission = admission
+        self._sit = sit
         self.key = key
         self.sequences = size.sequences
         self.tokens = size.tokens
@@ -53,6 +58,7 @@ class Ticket:
 
     async def __aenter__(self) -> None:
         await self._admission.enter(self)
+        self._sit()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self._admission.leave(self)
@@ -171,6 +177,7 @@ class Admission:
 
     async def _wait(self, ticket: Ticket) -> None:
         place = self._take_place(ticket)
+        WAITING.inc()
         try:
             async with asyncio.timeout(self.room.seconds):
                 await place.called
@@ -185,6 +192,8 @@ class Admission:
                 message = f"The server is at its capacity: there was no place within {self.room.seconds:g} seconds."
                 raise RateLimited(message, self.retry_after(), code="queue_timeout") from None
             raise
+        finally:
+            WAITING.dec()
 
     def _take_place(self, ticket: Ticket) -> _Place:
         queue = self._queues.get(ticket.key) or _Queue()

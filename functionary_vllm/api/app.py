@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from functionary_vllm import metrics, tracing
@@ -29,6 +30,15 @@ from functionary_vllm.formats.base import Format
 from functionary_vllm.pipeline import Pipeline
 from functionary_vllm.settings import Settings
 
+_CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST"],
+    "allow_headers": ["*"],
+    "expose_headers": [
+        *("x-request-id", "retry-after", "x-unsupported-fields"),
+        *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+    ],
+}
+
 
 def create_app(settings: Settings, engine: Engine, fmt: Format) -> FastAPI:
     metrics.watch_format(fmt)
@@ -40,7 +50,7 @@ def create_app(settings: Settings, engine: Engine, fmt: Format) -> FastAPI:
         title="functionary-vllm",
         version=versions().get("functionary-vllm", "0"),
         description="OpenAI's chat completions, both generations, for function-calling models.",
-        lifespan=_lifespan(engine, traces),
+        lifespan=_lifespan(engine, service.keys, traces),
     )
     app.state.life = Life(settings.engine_restarts)
     app.state.engine = engine
@@ -49,21 +59,24 @@ def create_app(settings: Settings, engine: Engine, fmt: Format) -> FastAPI:
     app.include_router(tokenize.routes(service))
     app.include_router(_operation(app, engine))
     app.add_exception_handler(HTTPException, http_exception)
-    app.add_middleware(Border, traces=traces, keys=Keys(settings.api_keys), life=app.state.life)
+    app.add_middleware(Border, traces=traces, keys=service.keys, life=app.state.life)
+    if settings.cors_origins:  # around the border: a browser asks first, and shows no key then
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
     describe(app, ChatRequest, tokenize.TokenizeRequest, tokenize.DetokenizeRequest)
     return app
 
 
-def _lifespan(engine: Engine, traces: tracing.Tracing | None) -> Any:
+def _lifespan(engine: Engine, keys: Keys, traces: tracing.Tracing | None) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watch = asyncio.create_task(metrics.watch_loop())
+        watches = [asyncio.create_task(metrics.watch_loop()), asyncio.create_task(keys.watch())]
         app.state.life.serve()
         try:
             yield
         finally:
             app.state.life.drain()
-            watch.cancel()
+            for watch in watches:
+                watch.cancel()
             await engine.close()
             if traces is not None:
                 await traces.close()

@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, cast
 
 from starlette.exceptions import HTTPException
@@ -22,19 +22,22 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from functionary_vllm import metrics, tracing
-from functionary_vllm.api.auth import Keys
+from functionary_vllm.api.auth import Key, Keys
 from functionary_vllm.api.connection import ClientLeft
 from functionary_vllm.api.ids import new_id
 from functionary_vllm.api.life import Life
+from functionary_vllm.api.limits import Usage
 from functionary_vllm.api.sse import MEDIA_TYPE, error_event
 from functionary_vllm.api.wire import dumps
 from functionary_vllm.errors import (
     ApiError,
+    DeadlineExceeded,
     EngineFailure,
     EngineUnavailable,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    RateLimited,
 )
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _WATCHES = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds: a log of its own
 _LAST_WORDS_S = 1.0  # for a client that reads slowly while the server stops
 _FOR_WATCHERS = frozenset({"/health", "/ready", "/metrics", "/version"})  # answered to the end
+_UNLIMITED = nullcontext()
 _OPENAI_VERSION = b"2020-10-01"  # what OpenAI's own servers answer
 
 
@@ -94,10 +98,11 @@ class Border:
         if self._traces is not None:
             exchange.trace(self._traces)
         try:
-            self._keys.check(scope)
+            usage = exchange.belong(self._keys.check(scope))
             if scope["path"] not in _FOR_WATCHERS:
                 self._life.refuse_at_end()
-            await self._app(scope, receive, exchange.send)
+            with usage if usage is not None and scope["method"] == "POST" else _UNLIMITED:
+                await self._app(scope, receive, exchange.send)
         except (ClientLeft, ClientDisconnect):
             exchange.status = 499  # nginx's code for a client that closed the request; only the metric sees it
         except ApiError as error:
@@ -128,10 +133,16 @@ class _Exchange:
         self.status = 0
         self._streaming = False
         self._error: ApiError | None = None
+        self._usage: Usage | None = None
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id("req_", 32)
         self._state = scope.setdefault("state", {})
         self._state.update(request_id=self.request_id, begin=self._begin, observation=None, span=None)
+
+    def belong(self, key: Key) -> Usage | None:
+        self._state.update(key=key, key_name=key.name or None)
+        self._usage = key.usage
+        return key.usage
 
     def trace(self, traces: tracing.Tracing) -> None:
         self._state["span"] = traces.begin(self._scope["method"], self._scope["headers"])
@@ -149,6 +160,8 @@ class _Exchange:
                 (b"openai-processing-ms", elapsed),
                 (b"openai-version", _OPENAI_VERSION),
             ]
+            if self._usage is not None:
+                message["headers"] += self._usage.headers()
             if self._life.ending:  # the client's next request shall go elsewhere
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)
@@ -158,6 +171,8 @@ class _Exchange:
         if error.status >= 500:
             log.error("request %s: %s", self.request_id, error.message)
         if not self.status:
+            if isinstance(error, RateLimited | DeadlineExceeded):
+                metrics.REJECTED.labels(error.code).inc()
             await error_response(error)(self._scope, receive, self.send)
         elif self._streaming:
             await self._send({"type": "http.response.body", "body": error_event(error), "more_body": False})

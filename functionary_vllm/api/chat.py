@@ -6,10 +6,12 @@ What the fields mean is in `chat_task.py`, how answers look in `chat_writer.py`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -17,24 +19,29 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from functionary_vllm.api.body import read_body
+from functionary_vllm.api.admission import Ticket
+from functionary_vllm.api.auth import Key
+from functionary_vllm.api.body import check_media_type, parse, read, read_body, validate
 from functionary_vllm.api.border import Json
 from functionary_vllm.api.chat_request import ChatRequest
 from functionary_vllm.api.chat_task import answer_shape, chat_task
 from functionary_vllm.api.chat_writer import ChatAnswer, ChatChunks
 from functionary_vllm.api.connection import while_connected
 from functionary_vllm.api.described import described_body
+from functionary_vllm.api.limits import Usage
 from functionary_vllm.api.service import Service
 from functionary_vllm.api.sse import EventStream, Write
-from functionary_vllm.errors import InvalidRequest
+from functionary_vllm.engine.base import Capacity
+from functionary_vllm.errors import DeadlineExceeded, InvalidRequest
 from functionary_vllm.metrics import Observation
 from functionary_vllm.outcome import outcomes
-from functionary_vllm.pipeline import Delta, Prepared, Task
+from functionary_vllm.pipeline import Delta, Pipeline, Prepared, Task
 from functionary_vllm.tracing import Span, carried
 
 log = logging.getLogger(__name__)
 
 _SHORT_BODY = 4096  # bytes; 0.2 to 2 ms of work
+_DEADLINE = "x-request-deadline-ms"
 
 
 def routes(service: Service) -> APIRouter:
@@ -47,45 +54,60 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions/render", summary="Show the prompt a request would become", openapi_extra=body)
     async def render(request: Request) -> Response:
-        chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
-        headers = _unsupported(chat, service, request.state.request_id)
-        _, prepared = await service.aside(lambda: _prepare(chat, service))
+        with service.admission.arriving(request.state.key.name):
+            chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
+            headers = _unsupported(chat, service, request.state.request_id)
+            _, prepared = await service.aside(lambda: _prepare(chat, service))
         return Json(_rendered(prepared), headers=headers)
 
     return router
 
 
 async def _create(service: Service, request: Request) -> Response:
-    chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
-    headers = _unsupported(chat, service, request.state.request_id)
-    # Checking schemas and tokenising a long prompt takes milliseconds: other streams must not wait for it. A short one
-    # is done sooner than a thread is asked, and need not wait for a long one.
-    if _is_short(request):
-        task, prepared = _prepare(chat, service)
-    else:
-        task, prepared = await service.aside(lambda: _prepare(chat, service))
+    key: Key = request.state.key
+    check_media_type(request)
+    body = await read(request, service.settings.max_body_bytes)
+    seconds = _deadline(request)
+    # Whom there is no room for is told before any work is done for it.
+    with service.admission.arriving(key.name):
+        chat = validate(parse(body), ChatRequest)
+        headers = _unsupported(chat, service, request.state.request_id)
+        # Checking schemas and tokenising a long prompt takes milliseconds: other streams must not wait for it. A short
+        # one is done sooner than a thread is asked, and need not wait for a long one.
+        if len(body) <= _SHORT_BODY:
+            task, prepared = _prepare(chat, service, key.priority)
+        else:
+            task, prepared = await service.aside(lambda: _prepare(chat, service, key.priority))
     shape = answer_shape(chat, service, task, len(prepared.generation.prompt_ids))
     prepared = _traced(request, prepared, shape.model)
+    writer = ChatChunks(shape) if chat.stream else ChatAnswer(shape)
+    observation = _observe(service, request, task, writer)
+    size = Capacity(task.sampling.n, len(prepared.generation.prompt_ids))
+    ticket = Ticket(service.admission, key.name, size, task.priority, observation.begin)
+    completion = _Completion(service.pipeline, prepared, writer, ticket, key.usage)
+    answer = completion.write_to if seconds is None else partial(_within, request.state.begin + seconds, completion)
     if chat.stream:
-        chunks = ChatChunks(shape)
-        observation = _observe(service, request, task, chunks)
-        keep_alive = service.settings.keep_alive_seconds
-        return EventStream(lambda write: _answer(service, prepared, chunks, write, observation), headers, keep_alive)
-    whole = ChatAnswer(shape)
-    observation = _observe(service, request, task, whole)
-    body: list[bytes] = []
+        return EventStream(answer, headers, service.settings.keep_alive_seconds, lambda: ticket.seated)
+    whole: list[bytes] = []
     async with while_connected(request.receive):
-        await _answer(service, prepared, whole, body.append, observation)
-    return Response(b"".join(body), headers=headers, media_type="application/json")
+        await answer(whole.append)
+    return Response(b"".join(whole), headers=headers, media_type="application/json")
 
 
-def _is_short(request: Request) -> bool:
-    declared = request.headers.get("content-length", "")  # which the server has held the client to
-    return declared.isascii() and declared.isdigit() and int(declared) <= _SHORT_BODY
+def _deadline(request: Request) -> float | None:
+    """The seconds that the client gives its request."""
+    given = request.headers.get(_DEADLINE)
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdigit() and 0 < len(given) < 10):
+        raise InvalidRequest(f"Invalid value for the header {_DEADLINE}: a whole number of milliseconds is needed.")
+    return int(given) / 1000
 
 
-def _prepare(chat: ChatRequest, service: Service) -> tuple[Task, Prepared]:
+def _prepare(chat: ChatRequest, service: Service, most_urgent: int | None = None) -> tuple[Task, Prepared]:
     task = chat_task(chat, service)
+    if most_urgent is not None and task.priority < most_urgent:
+        task = replace(task, priority=most_urgent)
     return task, service.pipeline.prepare(task)
 
 
@@ -111,18 +133,51 @@ def _observe(service: Service, request: Request, task: Task, writer: ChatChunks 
     return observation
 
 
-async def _answer(
-    service: Service, prepared: Prepared, writer: ChatChunks | ChatAnswer, write: Write, observation: Observation
-) -> None:
-    """Write what the writer makes of the pipeline's Deltas."""
+@dataclass(frozen=True, slots=True)
+class _Completion:
+    """One answer, ready to be asked for. `usage`: whose tokens it takes."""
 
-    def take(delta: Delta) -> Awaitable[None] | None:
-        return write(writer.write(delta))
+    pipeline: Pipeline
+    prepared: Prepared
+    writer: ChatChunks | ChatAnswer
+    ticket: Ticket
+    usage: Usage | None
 
-    observation.begin()
-    await service.pipeline.run(prepared, take, whole=not observation.stream)
-    if (lag := write(writer.end())) is not None:
-        await lag
+    async def write_to(self, write: Write) -> None:
+        """Write what the writer makes of the pipeline's Deltas, once there is a seat for the request."""
+        writer, ticket = self.writer, self.ticket
+
+        def take(delta: Delta) -> Awaitable[None] | None:
+            if ticket.prefilling:
+                ticket.begun()
+            return write(writer.write(delta))
+
+        self._spend()
+        try:
+            await self.pipeline.run(self.prepared, take, whole=isinstance(writer, ChatAnswer), seat=ticket)
+        finally:
+            self._charge()
+        if (lag := write(writer.end())) is not None:
+            await lag
+
+    def _spend(self) -> None:
+        if self.usage is not None:
+            self.usage.spend(self.ticket.tokens)
+
+    def _charge(self) -> None:
+        if self.usage is not None:
+            self.usage.charge(sum(self.writer.tally.completion) if self.ticket.seated else -self.ticket.tokens)
+
+
+async def _within(until: float, completion: _Completion, write: Write) -> None:
+    """Until a monotonic time, at which the request is given up: while it waits for a seat, or while it runs."""
+    try:
+        async with asyncio.timeout(until - time.monotonic()) as limit:
+            await completion.write_to(write)
+    except TimeoutError:
+        if limit.expired():
+            raise DeadlineExceeded("The request was not done by its deadline.") from None
+        raise
 
 
 def _unsupported(chat: ChatRequest, service: Service, request_id: str) -> dict[str, str]:

@@ -21,10 +21,11 @@ _Positive = Annotated[int, Field(ge=1)]
 # What asks for nothing beyond what we do anyway.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (False,),
-    "service_tier": ("auto", "default"),
     "modalities": (["text"],),
     "include_obfuscation": (False,),
 }
+
+_TIERS = {"auto": 0, "default": 0, "priority": -10, "flex": 10}
 
 _MESSAGE_EXAMPLE = {"role": "user", "content": "What is the weather in Istanbul?"}
 _FUNCTION_EXAMPLE = {
@@ -98,9 +99,14 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Accepted; nothing is done with it.")
     metadata: dict[str, str] | None = None
-    priority: int | None = Field(None, description="Smaller is sooner, where the engine schedules by priority.")
+    priority: int | None = Field(None, description="Smaller is sooner, among the requests of one key.")
+    service_tier: str | None = Field(None, description="priority and flex mean priorities of -10 and 10.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="enable_thinking: true or false.")
     reasoning_effort: str | None = Field(None, description='"none" turns thinking off where the model can.')
+
+    @property
+    def urgency(self) -> int:
+        return self.priority if self.priority is not None else _TIERS.get(self.service_tier or "", 0)
 
     @property
     def legacy(self) -> bool:
@@ -115,6 +121,8 @@ class ChatRequest(BaseModel):
             found += _asking(self.response_format.model_extra, "response_format.")
         kwargs = {k: v for k, v in (self.chat_template_kwargs or {}).items() if k != "enable_thinking"}
         found += _asking(kwargs, "chat_template_kwargs.")
+        if self.service_tier is not None and self.service_tier not in _TIERS:
+            found.append("service_tier")
         if self.reasoning_effort not in (None, "none"):
             found.append("reasoning_effort")
         return found

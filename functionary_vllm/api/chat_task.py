@@ -41,7 +41,7 @@ def chat_task(chat: ChatRequest, service: Service) -> Task:
         sampling=_sampling(chat, service.engine.vocab_size),
         max_calls=None if conversation.parallel else 1,
         python_arguments=service.settings.python_arguments,
-        priority=chat.priority or 0,
+        priority=chat.urgency,
         metadata=chat.metadata or {},
     )
 

@@ -83,6 +83,12 @@ class Usage:
     def end(self) -> None:
         self._running -= 1
 
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.end()
+
     def spend(self, tokens: int) -> None:
         """Those of a prompt. Raises RateLimited; a prompt that is larger than the limit needs a full bucket."""
         _spend(self._tokens, tokens, "tokens")

@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.metadata
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TypeVar
 
+from functionary_vllm.api.admission import Admission, Room
+from functionary_vllm.api.auth import Keys
 from functionary_vllm.api.models import ServedModels
 from functionary_vllm.detokenizer import Pieces
-from functionary_vllm.engine.base import Engine
+from functionary_vllm.engine.base import Capacity, Engine
 from functionary_vllm.formats.base import Format
 from functionary_vllm.pipeline import Pipeline
 from functionary_vllm.settings import Settings
@@ -35,6 +38,29 @@ class Service:
     def models(self) -> ServedModels:
         names = self.settings.served_model_names or (self.settings.model or self.fmt.name,)
         return ServedModels(names, self.engine.max_model_len)
+
+    @cached_property
+    def keys(self) -> Keys:
+        return Keys(self.settings.api_keys, self.settings.keys_file, self.settings.api_workers)
+
+    @cached_property
+    def admission(self) -> Admission:
+        """This process's share of the engine, and of what may wait for it."""
+        settings, whole = self.settings, self.engine.capacity
+        sequences = min(settings.max_running or whole.sequences, whole.sequences)
+
+        def share(amount: int) -> int:
+            return math.ceil(amount / settings.api_workers)
+
+        return Admission(
+            Capacity(share(sequences), max(share(whole.tokens), self.engine.max_model_len)),
+            Room(
+                share(settings.max_waiting or 2 * sequences),
+                share(settings.max_waiting_tokens or 2 * whole.tokens),
+                settings.max_queue_seconds,
+            ),
+            lambda: self.keys.several,
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -36,7 +36,8 @@ def error_event(error: ApiError) -> bytes:
 class EventStream(Response):
     """Sends what `answer` writes, each write as it comes; an empty one only counts as a sign of life.
 
-    `keep_alive`: seconds without a write after which a comment goes out, and with it the status; 0 for none.
+    `keep_alive`: seconds without a write after which a comment goes out, and with it the status; 0 for none. None does
+    before the request is `admitted`, since it may still be refused.
     """
 
     media_type = MEDIA_TYPE
@@ -46,7 +47,9 @@ class EventStream(Response):
         answer: Callable[[Write], Awaitable[None]],
         headers: Mapping[str, str] | None = None,
         keep_alive: float = 0,
+        admitted: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._admitted = admitted
         self._answer = answer
         self._keep_alive = keep_alive
         self.status_code = 200
@@ -55,7 +58,7 @@ class EventStream(Response):
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        channel = _Channel(scope, send, self.raw_headers)
+        channel = _Channel(scope, send, self.raw_headers, self._admitted)
         if self._keep_alive:
             channel.keep_alive(self._keep_alive)
         try:
@@ -69,9 +72,10 @@ class EventStream(Response):
 class _Channel:
     """One response's way to the client."""
 
-    __slots__ = ("_begun", "_comment", "_headers", "_quiet", "_send", "_timer", "_write")
+    __slots__ = ("_admitted", "_begun", "_comment", "_headers", "_quiet", "_send", "_timer", "_write")
 
-    def __init__(self, scope: Scope, send: Send, headers: Any) -> None:
+    def __init__(self, scope: Scope, send: Send, headers: Any, admitted: Callable[[], bool]) -> None:
+        self._admitted = admitted
         self._send = send
         self._headers = headers
         self._begun = False
@@ -91,7 +95,7 @@ class _Channel:
 
     def keep_alive(self, after: float, looks: int = 0) -> None:
         """Look now and then, until `close`; `looks` is how often nothing had been written."""
-        if looks == _LOOKS:
+        if looks >= _LOOKS and self._admitted():
             looks = 0
             if self._comment is None or self._comment.done():
                 lag = self.write(KEEP_ALIVE)
