@@ -27,6 +27,7 @@ from functionary_vllm.training.dataset.text import styled, words_of
 from functionary_vllm.training.dataset.values import Value
 
 _STYLES = ("snake",) * 12 + ("camel",) * 5 + ("pascal",) * 2 + ("kebab", "flat")
+_LONGEST = 60  # characters; OpenAI takes 64
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ def define(concept: Concept, rng: Random, blocked: frozenset[str] = frozenset())
 
 
 def _name(concept: Concept, style: str, rng: Random, blocked: frozenset[str]) -> str:
-    names = [name for name in concept.names if styled(name, "snake") not in blocked]
+    names = [name for name in concept.names if styled(name, "snake") not in blocked and len(name) <= _LONGEST]
     if not names:
         names = [f"{concept.name} {concept.domain.split('_')[0]}"]
     name = rng.choice(names)
-    if rng.random() < 0.06:
+    if rng.random() < 0.06 and len(name) < _LONGEST - 16:
         name = f"{concept.domain.split('_')[0]} {name}"
     return styled(name, style)
 
