@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from functionary_vllm.api.connection import ClientLeft, while_connected
-from functionary_vllm.api.sse import DONE, EventStream, Write, at_once, error_event
+from functionary_vllm.api.sse import DONE, KEEP_ALIVE, EventStream, Write, at_once, error_event
 from functionary_vllm.errors import EngineFailure, InvalidRequest
 
 SCOPE = {"type": "http", "method": "POST", "path": "/", "headers": []}
@@ -161,6 +161,52 @@ async def test_what_a_send_waits_for_may_fail() -> None:
     failing.set_exception(OSError("gone"))
     with pytest.raises(OSError, match="gone"):
         await rest
+
+
+async def test_a_stream_without_a_word_gets_comments_and_with_the_first_its_status() -> None:
+    client = Client()
+
+    async def answer(write: Write) -> None:
+        await until(lambda: client.bodies.count(KEEP_ALIVE) == 2)
+        write(b"a")
+
+    await EventStream(answer, keep_alive=0.02)(SCOPE, client.receive, client.send)
+    assert [message["type"] for message in client.sent].count("http.response.start") == 1
+    assert client.bodies == [KEEP_ALIVE, KEEP_ALIVE, b"a", DONE]
+
+
+async def test_a_stream_that_speaks_gets_no_comment() -> None:
+    client = Client()
+
+    async def answer(write: Write) -> None:
+        for _ in range(100):
+            write(b"a")
+            await asyncio.sleep(0.001)
+
+    await EventStream(answer, keep_alive=0.04)(SCOPE, client.receive, client.send)
+    assert KEEP_ALIVE not in client.bodies
+
+
+async def test_a_client_that_lags_gets_one_comment_at_most() -> None:
+    client, again = Client(), asyncio.Event()
+
+    async def send(message: Any) -> None:
+        if message.get("body") == KEEP_ALIVE:
+            comments.append(message)
+            await again.wait()
+        await client.send(message)
+
+    comments: list[Any] = []
+
+    async def answer(write: Write) -> None:
+        await until(lambda: comments)
+        await asyncio.sleep(0.05)
+        assert len(comments) == 1
+        again.set()
+        await until(lambda: client.bodies)
+
+    await EventStream(answer, keep_alive=0.004)(SCOPE, client.receive, send)
+    assert client.bodies[0] == KEEP_ALIVE
 
 
 async def test_a_cancellation_from_outside_stays_one() -> None:
