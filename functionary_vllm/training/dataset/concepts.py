@@ -1,6 +1,6 @@
 """Concepts: functions that somebody could offer to a model, and how people ask for them.
 
-In: the YAML of ../concepts (its form is told in docs/training.md), or the same made by `families`. Out: Concepts, whose
+In: the YAML of ../concepts (its form is told in docs/dataset.md), or the same made by `families`. Out: Concepts, whose
 phrases and kinds are parsed and found consistent. `python -m functionary_vllm.training.dataset.concepts FILE` checks a
 file and shows what becomes of it. Refuses to know names styles, schemas and conversations: `definitions` does.
 """
