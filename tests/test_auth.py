@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import re
+import shutil
+import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from functionary_vllm.api import auth, keys
 from functionary_vllm.api.auth import Keys
 from functionary_vllm.api.keys import KeysError, digest_of, main, read_keys
 from functionary_vllm.errors import AuthenticationFailed, PermissionDenied
+from tests.test_serve import ended, serving
 
 ENTRY = "keys:\n- name: one\n  sha256: '{}'\n"
 
@@ -151,3 +157,40 @@ def test_keys_are_made_and_hashed(
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(KeysError, match="cannot be read"):
         read_keys("/nowhere/keys.yaml")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_tls_and_the_keys_file_with_one_process_and_with_several(
+    tmp_path: Path, base_model: Path, workers: str
+) -> None:
+    certificate, private = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    made = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", private]
+    subprocess.run(["openssl", "req", "-x509", *made, "-out", certificate, *subject], check=True, capture_output=True)
+    recordings = tmp_path / "recordings.jsonl"
+    recordings.write_text('{"id": "hello", "text": "Hello.<|im_end|>"}')
+    keys_file = write(tmp_path, entry("one") + entry("two").removeprefix("keys:\n").replace("one", "two"))
+    flags = ["--engine", "replay", "--recordings", str(recordings), "--tokenizer", str(base_model)]
+    secure = ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(private), "--keys-file", keys_file]
+    with serving(*flags, *secure, "--format", "hermes", "--port", "0", "--api-workers", workers) as (_, printed):
+        address = re.search(r"https://[\d.]+:\d+", printed)
+        assert address, printed
+        context = ssl.create_default_context(cafile=certificate)
+        with httpx.Client(base_url=address[0], verify=context) as client:
+            body = {"messages": [{"role": "user", "content": "Hi"}]}
+            refused = client.post("/v1/chat/completions", json=body)
+            answers = [client.post("/v1/chat/completions", json=body, headers={"x-api-key": k}) for k in ("one", "two")]
+    assert refused.status_code == 401
+    assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == ["Hello."] * 2
+
+
+@pytest.mark.parametrize(
+    "flags", [["--keys-file", "/nowhere/keys.yaml"], ["--ssl-certfile", "/nowhere/cert.pem"], ["--ssl-keyfile", "k"]]
+)
+def test_files_that_cannot_be_used_end_the_start(flags: list[str], tmp_path: Path) -> None:
+    run = ended("--engine", "replay", "--recordings", "r", "--tokenizer", "t", *flags)
+    assert run.returncode
+    assert run.stderr.startswith("serve.py: ")
+    assert len(run.stderr.splitlines()) == 1
+    assert flags[0].removeprefix("--") in run.stderr

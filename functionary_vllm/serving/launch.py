@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib
 import logging
+import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from functionary_vllm.api.keys import KeysError, read_keys
 from functionary_vllm.engine.base import Engine
 from functionary_vllm.engine.startup import (
     Client,
@@ -31,6 +33,19 @@ if TYPE_CHECKING:
     from functionary_vllm.engine.vllm_workers import Core, Employ
 
 log = logging.getLogger(__name__)
+
+
+def check_files(settings: Settings) -> None:
+    """The keys and the certificate can be used. Raises StartError."""
+    try:
+        if settings.keys_file is not None:
+            read_keys(settings.keys_file)
+        if settings.ssl_certfile is not None:
+            ssl.create_default_context().load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+    except KeysError as error:
+        raise StartError(f"--keys-file {error}") from error
+    except OSError as error:  # SSLError is one
+        raise StartError(f"--ssl-certfile {settings.ssl_certfile} cannot be used: {error}") from error
 
 
 def load_formats(settings: Settings) -> None:

@@ -44,11 +44,12 @@ def main() -> int:
 
 
 def serve(settings: Settings) -> None:
-    from functionary_vllm.serving.launch import choose_format, load_formats, start_engine, with_model
+    from functionary_vllm.serving.launch import check_files, choose_format, load_formats, start_engine, with_model
     from functionary_vllm.serving.server import listen, run, set_up_logging
 
     set_up_logging(settings)
     # What can be refused at once is refused before an engine takes its time to start.
+    check_files(settings)
     load_formats(settings)
     listener = listen(settings)
     settings = with_model(settings)

@@ -90,6 +90,8 @@ def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=settings.access_log,
         server_header=False,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
         timeout_graceful_shutdown=GRACE_S,
     )
 
@@ -102,7 +104,8 @@ def announce(listener: socket.socket | None, settings: Settings) -> None:
         shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         address = f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
     model = (*settings.served_model_names, settings.model or "default")[0]
-    print(welcome(address or "", model, needs_key=bool(settings.api_keys)), flush=True)
+    needs_key = bool(settings.api_keys or settings.keys_file)
+    print(welcome(address or "", model, needs_key=needs_key, secure=settings.ssl_certfile is not None), flush=True)
 
 
 class Server(uvicorn.Server):

@@ -38,12 +38,13 @@ or, with the openai package:
 """
 
 
-def welcome(address: str, model: str, *, needs_key: bool = False) -> str:
+def welcome(address: str, model: str, *, needs_key: bool = False, secure: bool = False) -> str:
     """`address` is host:port, or the path of a Unix socket."""
     socket = address.startswith("/")
+    scheme = "https" if secure else "http"
     values = {
         "model": model,
-        "base": "http://localhost" if socket else f"http://{address}",
+        "base": f"{scheme}://localhost" if socket else f"{scheme}://{address}",
         "socket": f"--unix-socket {address} " if socket else "",
         "key": "YOUR-KEY" if needs_key else "none",
         "curl_key": " -H 'Authorization: Bearer YOUR-KEY'" if needs_key else "",

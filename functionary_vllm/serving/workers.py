@@ -359,7 +359,9 @@ class _Dealt(Server):
         made = partial(_Protocol, over=partial(self._tell, _OVER), config=self.config, _loop=loop)
         try:
             await loop.connect_accepted_socket(
-                lambda: made(server_state=self.server_state, app_state=self.lifespan.state), connection
+                lambda: made(server_state=self.server_state, app_state=self.lifespan.state),
+                connection,
+                ssl=self.config.ssl,
             )
         except OSError:
             connection.close()
