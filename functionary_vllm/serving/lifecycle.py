@@ -90,7 +90,7 @@ class Connection(Protocol):
 
     @property
     def transport(self) -> _Transport: ...
-    def awaited(self) -> tuple[int, int] | None: ...
+    def awaited(self) -> int | None: ...
 
 
 class Standstill:
@@ -98,7 +98,7 @@ class Standstill:
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._since: dict[Connection, tuple[int, int, float]] = {}
+        self._since: dict[Connection, tuple[int, float]] = {}  # how far it was, and since when
 
     def look(self, connections: Iterable[Connection], now: float) -> None:
         if not self._limit_s:
@@ -107,15 +107,14 @@ class Standstill:
         for connection in connections:
             if (awaited := connection.awaited()) is None:
                 continue
-            untaken, heard = awaited
-            was_untaken, was_heard, began = self._since.get(connection, (0, -1, now))
-            if untaken < was_untaken or heard != was_heard:
+            far, began = self._since.get(connection, (awaited, now))
+            if awaited > far:
                 began = now
             if now - began >= self._limit_s:
                 log.warning("A client has neither taken nor sent anything for %g s: closed.", self._limit_s)
                 connection.transport.abort()
             else:
-                since[connection] = untaken, heard, began
+                since[connection] = awaited, began
         self._since = since
 
 

@@ -9,10 +9,14 @@ whoever looks after clients that stand still (`lifecycle.py`). Refuses to know w
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_TCP_INFO = getattr(socket, "TCP_INFO", -1)  # tcp(7): tcpi_bytes_acked are its bytes 120 to 127
 
 
 class LendingProtocol(HttpToolsProtocol):
@@ -22,18 +26,21 @@ class LendingProtocol(HttpToolsProtocol):
         self._heard += 1
         super().data_received(data)
 
-    def awaited(self) -> tuple[int, int] | None:
-        """While it is the client's turn: how many bytes it has not taken, and how often it has sent some; else None."""
+    def awaited(self) -> int | None:
+        """While it is the client's turn: a number that rises with whatever it takes or sends. None: it is not."""
         untaken = self.transport.get_write_buffer_size()
         cycle = self.cycle
         if untaken or cycle is None or (cycle.more_body and not cycle.response_complete):
-            return untaken, self._heard
+            return self._heard + self._taken(untaken)
         return None
 
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        # The application's task has been made, and has not run yet.
-        self.scope["extensions"] = {"functionary.stream": {"write": writer_to(self.cycle)}}
+    def _taken(self, untaken: int) -> int:
+        """What the client has acknowledged. Where the system does not say: what lies here falls as it takes some."""
+        try:
+            info = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 128)
+            return int.from_bytes(info[120:128], sys.byteorder)
+        except (OSError, AttributeError, TypeError):  # a Unix socket, another system, a connection that has ended
+            return -untaken
 
 
 def writer_to(cycle: Any) -> Callable[[bytes], Awaitable[None] | None]:
