@@ -30,8 +30,8 @@ Ended = tuple[str, Sequence[str]]  # the function's name, and its arguments in p
 
 _LARGEST_SCHEMA = 100_000  # bytes of JSON
 _PATTERN_SIZES = (1 << 14, 1 << 20)  # bytes of a compiled one: most, and those like `^.{1,255}$`
-_DEAREST = 2 * 10**8  # bytes of arguments times bytes of schema
-_PATTERN_COSTS = 500  # as many bytes of schema
+_DEAREST = 10**8  # bytes of arguments times bytes of schema
+_PATTERN_COSTS = 2000  # as many bytes of schema
 _ROOM = 64 << 20
 
 # Compiled schemas by their JSON. False: one that cannot be checked.
