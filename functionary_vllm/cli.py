@@ -51,8 +51,8 @@ def help_text() -> str:
         f"{USAGE}\nA server for models that call functions, and what makes such models.\n\n{commands}\n\n"
         "functionary-vllm COMMAND --help tells what a command takes. From nothing to a served model of your own:\n\n"
         "  functionary-vllm dataset train.jsonl\n"
-        "  functionary-vllm train --preset small --base BASE --data train.jsonl --output run\n"
-        "  functionary-vllm merge --base BASE --adapter run/final --output model\n"
+        "  functionary-vllm train --preset small --data train.jsonl --output run\n"
+        "  functionary-vllm merge --base run/base --adapter run/final --output model\n"
         "  functionary-vllm serve --model model\n"
         "  functionary-vllm evaluate"
     )

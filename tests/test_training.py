@@ -29,9 +29,9 @@ from functionary_vllm.training.merge import merge as merge_folders
 from functionary_vllm.training.model import CannotTrain, latest_checkpoint, load_model
 from functionary_vllm.training.packing import Collator, groups, pack
 from functionary_vllm.training.record import read_metrics
-from functionary_vllm.training.run import main, parser, train
+from functionary_vllm.training.run import train
 from functionary_vllm.training.scores import Scores
-from functionary_vllm.training.settings import PRESETS, Settings
+from functionary_vllm.training.settings import PRESETS, Settings, parser, read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 WEATHER = {
@@ -281,6 +281,12 @@ def tensors(folder: Path) -> dict[str, Any]:
     return dict(load_file(folder / "adapter_model.safetensors"))
 
 
+def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Relative to all that there is: Adam makes steps of one size out of gradients that are nothing but rounding."""
+    mine, theirs = (torch.cat([values[name].flatten() for name in sorted(values)]) for values in (one, other))
+    return float((mine - theirs).norm() / mine.norm())
+
+
 def equal(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> bool:
     return one.keys() == other.keys() and all(torch.allclose(one[k], other[k], atol=tolerance) for k in one)
 
@@ -335,7 +341,7 @@ def test_two_processes_learn_what_one_does(recipe: Settings, trained: Path, tmp_
     assert done.returncode == 0, done.stderr[-3000:]
     one = tmp_path / "one"
     train(replace(recipe, output=one, steps=3, schedule="constant", held_out=None))
-    assert equal(tensors(tmp_path / "final"), tensors(one / "final"), 1e-5)
+    assert distance(tensors(tmp_path / "final"), tensors(one / "final")) < 1e-3
     lines = [[each for each in read_metrics(folder) if "loss" in each] for folder in (tmp_path, one)]
     assert [each["loss"] for each in lines[0]] == pytest.approx([each["loss"] for each in lines[1]], rel=1e-4)
     assert [each["tokens"] for each in lines[0]] == [each["tokens"] for each in lines[1]]
@@ -421,13 +427,13 @@ def test_what_cannot_be_trained_is_said(recipe: Settings, change: dict[str, Any]
         train(replace(recipe, output=tmp_path, **change))
 
 
-def test_every_setting_has_a_flag_and_every_preset_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    for preset in PRESETS.values():
-        Settings(Path(), (), Path(), **preset)
-    with pytest.raises(SystemExit) as ended:
-        parser().parse_args(["--help"])
-    assert ended.value.code == 0
-    told = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in told for name in Settings.__slots__)
+def test_flags_stand_before_a_preset_and_a_preset_before_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--data", "a", "b", "--output", "run", "--preset", "7b", "--epochs", "1", "--resume", "--processes", "8"]
+    found, processes = read_settings(words, lambda output: output / "base")
+    assert (found.base, found.data, processes) == (Path("run/base"), (Path("a"), Path("b")), 8)
+    assert (found.epochs, found.learning_rate, found.log_every, found.resume) == (1.0, 2e-5, 10, "last")
+    for preset in PRESETS:
+        read_settings([*words[:5], "--preset", preset], lambda output: output)
     with pytest.raises(SystemExit):
-        main(["--data", "x"])
+        parser().parse_args(["--help"])
+    assert "--rows-per-step" in capsys.readouterr().out

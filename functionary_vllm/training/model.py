@@ -65,13 +65,10 @@ def _with_lora(model: Any, settings: Settings, tokens: list[int]) -> Any:
     if settings.adapter is not None:
         model = PeftModel.from_pretrained(model, settings.adapter, is_trainable=True)
     else:
-        layers = int(model.config.num_hidden_layers)
-        top = list(range(layers - settings.top_layers, layers)) if settings.top_layers else None
         config = LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
             target_modules=list(LINEARS),
-            layers_to_transform=top,
             trainable_token_indices=tokens or None,
             task_type="CAUSAL_LM",
         )

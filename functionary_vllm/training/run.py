@@ -7,90 +7,26 @@ processes on one machine it starts itself again under torchrun.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from functionary_vllm.training.settings import PRESETS, Settings
+from functionary_vllm.training.settings import LAST, Settings, read_settings
 
 # Huge pages, and memory that is kept instead of given back: half the time of a first minute, a tenth of the others.
 _MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
-_HELP: dict[str, str] = {
-    "base": "folder of the model to train",
-    "data": "dataset files (JSONL, OpenAI messages)",
-    "output": "folder for checkpoints, metrics and the result",
-    "held_out": "dataset file to evaluate on, by teacher forcing",
-    "format": "prompt format; default: what the base shows",
-    "adapter": "go on with this adapter's weights, with a fresh optimizer",
-    "lora_rank": "0 trains all weights",
-    "top_layers": "LoRA in this many last layers only; 0: in all",
-    "train_tokens": "tokens whose embedding rows are trained, too (with LoRA)",
-    "max_length": "longer conversations are left out, and counted",
-    "row_tokens": "tokens that go through the model at once, in one process",
-    "rows_per_step": "rows an optimizer step, over all processes",
-    "first_weight": "how much the first token of an answer counts, text or call",
-    "schedule": "learning rate: wsd is warm-up, constant, linear decay",
-    "warmup": "share of the steps",
-    "decay": "share of the steps, with wsd",
-    "steps": "optimizer steps; 0: as the epochs say",
-    "decay_only": "resume, and end with this many steps in which the learning rate goes to 0",
-    "precision": "auto: bf16 where the machine is fast at it",
-    "resume": "go on from a checkpoint's folder; alone: from the last one in the output folder",
-    "save_every": "steps",
-    "keep": "checkpoints with the optimizer that are kept; adapters all are",
-    "evaluate_every": "steps",
-    "max_minutes": "save and stop after this time; 0: no limit",
-}
-_PATHS = ("base", "output", "held_out", "adapter")
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="functionary-vllm train",
-        description="Fine-tune a model to call functions, by LoRA or whole. It learns only what the assistant writes.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  functionary-vllm train --preset small --base BASE --data train.jsonl"
-        " --held-out held_out.jsonl --output run",
-    )
-    made.add_argument("--preset", choices=sorted(PRESETS), help="defaults for all else; small: the built-in model's")
-    made.add_argument("--processes", type=int, default=1, help="processes on this machine, one thread each on a CPU")
-    for field in fields(Settings):
-        name, help_text = "--" + field.name.replace("_", "-"), _HELP.get(field.name)
-        options: dict[str, Any] = {"help": help_text, "default": argparse.SUPPRESS}
-        if field.name in ("base", "data", "output"):
-            options["required"] = True
-        if field.name in ("data", "train_tokens"):
-            options |= {"nargs": "+", "type": Path if field.name == "data" else str}
-        elif field.name == "resume":
-            options |= {"nargs": "?", "const": "last"}
-        elif field.name == "gradient_checkpointing":
-            options["action"] = argparse.BooleanOptionalAction
-        elif field.name in _PATHS:
-            options["type"] = Path
-        elif field.name in ("schedule", "precision"):
-            options["choices"] = ("wsd", "constant", "linear", "cosine") if field.name == "schedule" else _PRECISIONS
-        elif field.name != "format":
-            options["type"] = type(field.default)
-        made.add_argument(name, **options)
-    return made
-
-
-_PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    given = vars(parser().parse_args(arguments))
-    preset, processes = given.pop("preset", None), given.pop("processes")
-    if "LOCAL_RANK" not in os.environ and "GLIBC_TUNABLES" not in os.environ:
-        _start(arguments, processes)
-    settings = Settings(**{**PRESETS.get(preset, {}), **given, "data": tuple(given["data"])})
+    settings, processes = read_settings(arguments, _builtin_base)
+    if "LOCAL_RANK" not in os.environ and (processes > 1 or "GLIBC_TUNABLES" not in os.environ):
+        _start([*arguments, "--base", str(settings.base)], processes)
     from functionary_vllm.training.dataset.examples import BrokenLine
     from functionary_vllm.training.model import CannotTrain
 
@@ -104,13 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _start(arguments: list[str], processes: int) -> None:
     """The same command once more, in place of this process: with memory settings that only count at the start."""
-    os.environ["GLIBC_TUNABLES"] = _MALLOC
+    os.environ.setdefault("GLIBC_TUNABLES", _MALLOC)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     launch = [sys.executable, "-m"]
     if processes > 1:
         launch += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.execv(sys.executable, [*launch, "functionary_vllm.training.run", *arguments])
+
+
+def _builtin_base(output: Path) -> Path:
+    """The built-in model before its training, made once."""
+    from functionary_vllm.models import ensure_base
+    from functionary_vllm.models.smol import WEIGHTS, prepare_base
+
+    folder = output / "base"
+    return folder if (folder / WEIGHTS).is_file() else prepare_base(ensure_base(), folder)
 
 
 def train(settings: Settings) -> None:
@@ -163,7 +108,7 @@ def _checkpoint(settings: Settings) -> Path | None:
         if settings.decay_only:
             raise CannotTrain("decay_only goes on from a run: say --resume.")
         return None
-    found = latest_checkpoint(settings.output) if settings.resume == "last" else Path(settings.resume)
+    found = latest_checkpoint(settings.output) if settings.resume == LAST else Path(settings.resume)
     if found is None or not found.is_dir():
         raise CannotTrain(f"there is no checkpoint in {found or settings.output}.")
     return found
