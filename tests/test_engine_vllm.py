@@ -356,6 +356,38 @@ def test_schemas_that_cannot_name_their_place(schema: Any, place: str) -> None:
         fake()[0].check_schema(schema)
 
 
+def _tree(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema, "b": schema}}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        (_tree(12), "too large for its"),
+        ({"type": "object", "properties": {f"p{i}": {} for i in range(501)}}, "501 properties"),
+        ({"type": "string", "pattern": "[a-z]{129}"}, "more than 128 times"),
+        ({"type": "string", "pattern": "a{1,99999999999999999999}"}, "more than 128 times"),
+        ({"type": "string", "pattern": "(?:[a-z]{0,128}[0-9]{0,128}){0,128}"}, "amount to 33024"),
+        ({"anyOf": [{"type": "string", "pattern": "[a-z]{0,128}-" * 8}] * 2}, "amount to 2048"),
+        ({"type": "string", "pattern": "a" * 10_001}, "more than 10000 characters"),
+    ],
+)
+def test_what_would_take_too_long_to_compile_is_refused(schema: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        fake()[0].check_schema(schema)
+
+
+def test_what_is_just_small_enough_is_not() -> None:
+    uuid = {"type": "string", "pattern": r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\{129}$"}
+    required = [f"p{i}" for i in range(600)]
+    fake()[0].check_schema({"type": "object", "properties": {f"p{i}": uuid for i in range(50)}})
+    fake()[0].check_schema({"type": "object", "properties": {name: {} for name in required}, "required": required})
+    fake()[0].check_schema(_tree(6))
+
+
 def test_a_bottomless_schema_is_refused() -> None:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(2000):

@@ -38,6 +38,7 @@ _RANGES = {
     "too_long": "must have at most {max_length} items",
     "too_short": "must have at least {min_length} items",
     "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
     "literal_error": "must be {expected}",
 }
 

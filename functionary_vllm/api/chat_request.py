@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_Strings = Annotated[str, Field(min_length=1)]
+_Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Positive = Annotated[int, Field(ge=1)]
 
@@ -56,6 +56,7 @@ class ChatRequest(BaseModel):
 
     model: str | None = Field(None, description="A served model; the first one when it is left out.")
     messages: list[dict[str, Any]] = Field(
+        max_length=4096,
         description="Roles system, developer, user, assistant (with tool_calls or function_call), tool and function.",
         examples=[[_MESSAGE_EXAMPLE]],
     )
@@ -77,7 +78,7 @@ class ChatRequest(BaseModel):
     response_format: ResponseFormat | None = Field(None, description="What the text answer must be.")
 
     n: int | None = Field(None, ge=1, le=128, description="Choices.")
-    stop: _Strings | Annotated[list[_Strings], Field(max_length=16)] | None = Field(
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = Field(
         None, description="Strings before which the answer ends."
     )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
@@ -88,7 +89,7 @@ class ChatRequest(BaseModel):
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     repetition_penalty: float | None = Field(None, gt=0)
-    logit_bias: dict[str, float] | None = Field(None, description="Token id -> bias from -100 to 100.")
+    logit_bias: dict[str, float] | None = Field(None, max_length=1024, description="Token id -> bias from -100 to 100.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     max_tokens: _Positive | None = Field(None, description="As many as fit when neither this nor the next is given.")
