@@ -64,26 +64,34 @@ def line(city: str = "Bern", **more: Any) -> dict[str, Any]:
 
 # --- Examples ----------------------------------------------------------------------------------------------------
 
+# A format, a tokenizer of its models, and which answers are learned in one sequence.
 FORMATS = {
-    "functionary-smol": "functionary_smol_tokenizer",
-    "functionary-v2": "spm_v2_tokenizer",
-    "functionary-v2.5": "llama3_tokenizer",
-    "functionary-v3.2": "llama31_tokenizer",
-    "hermes": "qwen25_tokenizer",
-    "functionary-v1": "spm_v1_tokenizer",
+    "functionary-smol": ("functionary_smol_tokenizer", [3]),
+    "functionary-v0": ("spm_v0_tokenizer", [1, 1, 1]),
+    "functionary-v1": ("spm_v1_tokenizer", [3]),
+    "functionary-v2": ("spm_v2_tokenizer", [3]),
+    "functionary-v3.2": ("llama31_tokenizer", [3]),
+    "hermes": ("qwen25_tokenizer", [3]),
+    "mistral-v3": ("mistral_v3_tokenizer", [1, 1, 1]),
+    "qwen3-xml": ("qwen35_tokenizer", [2, 1]),
 }
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_learned_is_what_the_assistant_wrote(name: str, request: pytest.FixtureRequest) -> None:
-    """Read as a model's answer, each span gives the turn again. One sequence holds them all."""
-    fmt = get_format(name, request.getfixturevalue(FORMATS[name]))
-    (example,) = Encoder(fmt).encode(line())
+    """Read as a model's answer, each span gives the turn again. Thoughts that a prompt opens are closed there."""
+    tokenizer, together = FORMATS[name]
+    fmt = get_format(name, request.getfixturevalue(tokenizer))
+    examples = Encoder(fmt).encode(line())
+    assert [len(example.turns) for example in examples] == together
+    assert [example.kind for example in examples][-1] == "result"
     read = []
-    for begin, end in example.turns:
-        assert int(example.ids[end - 1]) in fmt.stop_token_ids
+    for ids, begin, end in [(example.ids, *turn) for example in examples for turn in example.turns]:
+        assert int(ids[end - 1]) in fmt.stop_token_ids
+        before = fmt.tokenizer.decode(ids[:begin])  # type: ignore[union-attr]
+        assert before.count("<think>") == before.count("</think>")
         decoder = fmt.decoder([WEATHER])
-        events = merge([*decoder.feed(example.ids[begin:end].tolist()), *decoder.finish()])
+        events = merge([*decoder.feed(ids[begin:end].tolist()), *decoder.finish()])
         read.append([(type(e), getattr(e, "name", None) or getattr(e, "text", "")) for e in events])
     arguments = '{"city": "Bern", "day": 1}'
     said = [[pair for pair in turn if pair[0] in (Text, CallStart, CallArguments)] for turn in read]

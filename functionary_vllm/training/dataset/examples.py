@@ -3,8 +3,8 @@
 In: lines of JSONL as OpenAI's fine-tuning takes them, and any Format bound to its tokenizer. Out: Examples: ids with
 the spans that the assistant wrote, each up to its stop token. A prompt is what the server would render, an answer
 what the model would write after exactly those ids. Where a later prompt goes on after an answer token by token, all
-turns are one Example (all formats of functionary, ChatML); where a format writes its history otherwise than its
-answers (gpt-oss drops thoughts, v1 writes several calls apart), each answer is an Example of its own.
+turns are one Example (ChatML, functionary since v1); where a format writes its history otherwise than its answers
+(v0, GLM, Mistral's, Qwen3.5's and others that drop thoughts, v1 with several calls), each is an Example of its own.
 A line that cannot be read is an error that names file and line; one that is too long is counted, never cut.
 """
 
@@ -97,7 +97,7 @@ class Encoder:
                 continue
             if not message.content and not message.calls:
                 raise BrokenLine("an assistant message has neither content nor calls.")
-            prompt = self._fmt.render(replace(conversation, messages=conversation.messages[:i]))
+            prompt = self._prompt(replace(conversation, messages=conversation.messages[:i]))
             before, answer = self._answer(prompt, conversation, i)
             if not made or made[-1][0] != before[: len(made[-1][0])]:
                 made.append(([], []))
@@ -115,6 +115,11 @@ class Encoder:
         if not examples:
             raise BrokenLine("there is no assistant message to learn.")
         return examples
+
+    def _prompt(self, conversation: Conversation) -> Prompt:
+        """Answers have no thoughts here: a model that would begin with one is asked not to."""
+        prompt = self._fmt.render(conversation)
+        return self._fmt.render(replace(conversation, thinking=False)) if prompt.opened else prompt
 
     def _answer(self, prompt: Prompt, conversation: Conversation, at: int) -> tuple[list[int], list[int]]:
         """Ids of a prompt and of the answer to it."""
