@@ -1,4 +1,4 @@
-"""The command `functionary-vllm`: train, merge, evaluate, dataset, serve.
+"""The command `functionary-vllm`: train, merge, evaluate, dataset, serve, hash-key.
 
 In: a subcommand and its own arguments. Out: its exit status. Each subcommand reads its arguments itself, and its
 module is imported when it runs: so `serve` needs nothing that only training needs, and `--help` answers at once.
@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("fine-tune a model on conversations", "functionary_vllm.training.run", "train"),
     "merge": ("put a trained adapter into its base: a folder to serve", "functionary_vllm.training.merge", "train"),
     "serve": ("serve a model behind OpenAI's API", "functionary_vllm.serving.program", "cpu or cuda"),
+    "hash-key": ("make a key for the keys file, or hash one", "functionary_vllm.api.keys", "cpu or cuda"),
     "evaluate": ("measure a served model", "functionary_vllm.evaluation.cli", "eval"),
 }
 USAGE = "usage: functionary-vllm COMMAND [options]\n"
