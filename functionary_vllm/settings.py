@@ -68,6 +68,12 @@ class Settings:
     served_model_names: tuple[str, ...] = _setting(
         (), "names under which clients ask for the model; the first is the one in answers", flag="served-model-name"
     )
+    lora_modules: tuple[str, ...] = _setting(
+        (), "LoRA adapters: the name that requests ask for, and a folder; needs --enable-lora", metavar="NAME=PATH"
+    )
+    allow_runtime_lora_updating: bool = _setting(
+        False, "admin keys may load and unload LoRA adapters; needs --enable-lora"
+    )
     api_keys: tuple[str, ...] = _setting(
         (),
         "keys, one of which a client must show; better in the environment than on a flag",
@@ -136,6 +142,11 @@ class Settings:
     def reading(self) -> ReadingPolicy:
         """How answers are read."""
         return ReadingPolicy(self.unknown_function, self.calls_in_reasoning, self.none_keeps_tools)
+
+    @property
+    def lora_paths(self) -> list[tuple[str, str]]:
+        """The names of adapters, and their folders."""
+        return [(name, path) for name, _, path in (module.partition("=") for module in self.lora_modules)]
 
 
 _FIELDS: dict[str, Field[Any]] = {
@@ -355,4 +366,19 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsError("--recordings is for --engine replay")
     if settings.engine_restarts and settings.api_workers > 1:
         raise SettingsError("engine-restarts needs a single API worker: several end with their engine")
+    _check_lora(settings)
     return settings
+
+
+def _check_lora(settings: Settings) -> None:
+    for name, path in settings.lora_paths:
+        if not name or not path:
+            raise SettingsError("lora-modules must be a list of NAME=PATH")
+    if settings.allow_runtime_lora_updating and settings.api_workers > 1:
+        raise SettingsError(
+            "allow-runtime-lora-updating needs a single API worker: of several, one would hear of an adapter. "
+            "--lora-modules reaches all of them"
+        )
+    wanted = settings.lora_modules or settings.allow_runtime_lora_updating
+    if wanted and settings.engine == "vllm" and not {"--enable-lora", "--enable_lora"} & {*settings.engine_args}:
+        raise SettingsError("LoRA adapters need --enable-lora")

@@ -14,7 +14,8 @@ from typing import Any, Final
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from functionary_vllm.engine.base import Capacity, Engine, Generation, Step, Take, TokenLogprob
+from functionary_vllm.engine.adapters import LoadedAdapters
+from functionary_vllm.engine.base import Adapters, Capacity, Engine, Generation, Step, Take, TokenLogprob
 from functionary_vllm.errors import EngineUnavailable
 from functionary_vllm.events import FinishReason
 
@@ -63,6 +64,18 @@ async def going(engine: Engine, request: Generation) -> AsyncIterator[list[Step]
         await asyncio.gather(task, return_exceptions=True)
 
 
+class NoAdapters:
+    """A Loader of an engine that takes none."""
+
+    room = 0
+
+    async def load(self, label: str, number: int, path: str) -> None:
+        raise AssertionError
+
+    async def unload(self, number: int) -> None:
+        raise AssertionError
+
+
 class FakeEngine:
     """Plays `scripts` in turn, the last one again and again.
 
@@ -75,6 +88,7 @@ class FakeEngine:
         self.max_model_len = max_model_len
         self.vocab_size = len(self.tokenizer)
         self.capacity = Capacity(64, 1 << 20)
+        self.adapters: Adapters = LoadedAdapters(NoAdapters())
         self.scripts = list(scripts)
         self.requests: list[Generation] = []
         self.running: set[str] = set()

@@ -17,6 +17,7 @@ from typing import Any
 import prometheus_client
 import pytest
 
+from functionary_vllm.engine.adapters import LoadedAdapters
 from functionary_vllm.engine.base import Capacity, Engine, Generation, Sampling, Step
 from functionary_vllm.engine.startup import StartError, start_vllm
 from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest, RateLimited
@@ -93,6 +94,16 @@ class FakeLLM:
         self.shutdowns += 1
 
 
+class OneAdapter:
+    room = 1
+
+    async def load(self, label: str, number: int, path: str) -> str:
+        return "lora"
+
+    async def unload(self, number: int) -> None:
+        """It stays."""
+
+
 def output(token_ids: list[int], finish: str | None, logprobs: Any = None) -> Any:
     completion = SimpleNamespace(token_ids=token_ids, finish_reason=finish, logprobs=logprobs)
     return SimpleNamespace(outputs=[completion], finished=finish is not None, num_cached_tokens=2)
@@ -105,7 +116,7 @@ def generation(**fields: Any) -> Generation:
 
 def fake(**fields: Any) -> tuple[VllmEngine, FakeLLM]:
     llm = FakeLLM(**fields)
-    return VllmEngine(llm, {"adapter": "lora"}), llm  # type: ignore[arg-type, dict-item]
+    return VllmEngine(llm), llm  # type: ignore[arg-type]
 
 
 async def test_steps_are_deltas_of_token_ids() -> None:
@@ -137,6 +148,8 @@ async def test_vllm_is_told_what_was_asked() -> None:
         priority=3,
     )
     llm.tokens = 0
+    engine.adapters = LoadedAdapters(OneAdapter())
+    await engine.adapters.load("adapter", "/path")
     await collect(engine, asked)
     request = llm.asked["r"]
     params = request.params

@@ -142,14 +142,14 @@ def test_flags_of_vllm_pass_through(argv: list[str], expected: tuple[str, ...]) 
 def test_keys_of_vllm_become_its_flags(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        "max_model_len: 4096\nenforce-eager: true\nenable_prefix_caching: false\nlora_modules: [a=b, 3]\n"
+        "max_model_len: 4096\nenforce-eager: true\nenable_prefix_caching: false\nlora_target_modules: [a=b, 3]\n"
         "hf_overrides: {rope: {factor: 2.0}}\nquantization: null\n",
     )
     assert read("--config", path).engine_args == (
         "--max-model-len=4096",
         "--enforce-eager",
         "--no-enable-prefix-caching",
-        "--lora-modules",
+        "--lora-target-modules",
         "a=b",
         "3",
         "--hf-overrides",

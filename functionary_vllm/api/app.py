@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -18,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from functionary_vllm import metrics, tracing
-from functionary_vllm.api import chat, models, tokenize
+from functionary_vllm.api import chat, lora, models, tokenize
 from functionary_vllm.api.auth import Keys
 from functionary_vllm.api.border import Border, Json, http_exception
 from functionary_vllm.api.chat_request import ChatRequest
@@ -54,15 +55,19 @@ def create_app(settings: Settings, engine: Engine, fmt: Format) -> FastAPI:
     )
     app.state.life = Life(settings.engine_restarts)
     app.state.engine = engine
+    app.state.load_adapters = partial(lora.load_modules, service)
     app.include_router(chat.routes(service))
     app.include_router(models.routes(service.models))
     app.include_router(tokenize.routes(service))
+    if settings.allow_runtime_lora_updating:
+        app.include_router(lora.routes(service))
     app.include_router(_operation(app, engine))
     app.add_exception_handler(HTTPException, http_exception)
     app.add_middleware(Border, traces=traces, keys=service.keys, life=app.state.life)
     if settings.cors_origins:  # around the border: a browser asks first, and shows no key then
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **_CORS)
-    describe(app, ChatRequest, tokenize.TokenizeRequest, tokenize.DetokenizeRequest)
+    bodies = (lora.LoadAdapterRequest, lora.UnloadAdapterRequest) if settings.allow_runtime_lora_updating else ()
+    describe(app, ChatRequest, tokenize.TokenizeRequest, tokenize.DetokenizeRequest, *bodies)
     return app
 
 

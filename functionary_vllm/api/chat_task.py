@@ -32,7 +32,7 @@ from functionary_vllm.schema import check_parameters, check_schema, find_refused
 
 
 def chat_task(chat: ChatRequest, service: Service) -> Task:
-    service.models.resolve(chat.model)
+    adapter = service.models.adapter(chat.model)
     _check_combinations(chat)
     conversation = _conversation(chat, service)
     return Task(
@@ -41,6 +41,7 @@ def chat_task(chat: ChatRequest, service: Service) -> Task:
         sampling=_sampling(chat, service.engine.vocab_size),
         max_calls=None if conversation.parallel else 1,
         python_arguments=service.settings.python_arguments,
+        model=None if adapter is None else adapter.name,
         priority=chat.urgency,
         metadata=chat.metadata or {},
     )
@@ -55,7 +56,7 @@ def answer_shape(chat: ChatRequest, service: Service, task: Task, prompt_tokens:
     options = chat.stream_options
     return Shape(
         id=task.id,
-        model=service.models.resolve(chat.model),
+        model=task.model or service.models.resolve(chat.model),
         created=int(time.time()),
         fingerprint=service.fingerprint,
         prompt_tokens=prompt_tokens,

@@ -37,7 +37,7 @@ class Service:
     @cached_property
     def models(self) -> ServedModels:
         names = self.settings.served_model_names or (self.settings.model or self.fmt.name,)
-        return ServedModels(names, self.engine.max_model_len)
+        return ServedModels(names, self.engine.adapters, self.engine.max_model_len)
 
     @cached_property
     def keys(self) -> Keys:

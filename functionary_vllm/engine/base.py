@@ -81,6 +81,31 @@ class Step:
 Take = Callable[[Step], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter that is loaded: a Generation may name it as its model."""
+
+    name: str
+    path: str
+    loaded: int  # Unix time
+
+
+class Adapters(Protocol):
+    """Those of an engine. A request keeps the adapter that it began with, whatever becomes of the name."""
+
+    def find(self, name: str) -> Adapter | None: ...
+
+    def all(self) -> list[Adapter]: ...
+
+    async def load(self, name: str, path: str, *, replace: bool = False) -> None:
+        """Raises InvalidRequest with the reason when it cannot be loaded; then nothing has changed."""
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Raises ModelNotFound."""
+        ...
+
+
 class Engine(Protocol):
     """What the pipeline and the API need of an engine."""
 
@@ -89,6 +114,9 @@ class Engine(Protocol):
     vocab_size: int
     model_type: str  # of the model's config.json; empty where there is none
     capacity: Capacity
+
+    @property
+    def adapters(self) -> Adapters: ...
 
     async def generate(self, request: Generation, take: Take) -> None:
         """Hand each Step to `take` as it comes; return when each of the n choices has had one with `finish`.

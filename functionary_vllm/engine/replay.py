@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from functionary_vllm.engine.adapter_folder import check_adapter
+from functionary_vllm.engine.adapters import LoadedAdapters
 from functionary_vllm.engine.base import Capacity, Generation, Sampling, Step, Take, TokenLogprob
 from functionary_vllm.errors import EngineUnavailable, InvalidRequest
 from functionary_vllm.events import FinishReason
@@ -122,6 +124,7 @@ class ReplayEngine:
         self.model_type = model_type
         self.vocab_size = len(tokenizer)
         self.capacity = _CAPACITY
+        self.adapters = LoadedAdapters(_Names())
         self.running = 0
         self.aborted = 0
         self._recordings = list(recordings)
@@ -133,6 +136,10 @@ class ReplayEngine:
         self._closed = False
 
     async def generate(self, request: Generation, take: Take) -> None:
+        with self.adapters.use(request.model):
+            await self._play(request, take)
+
+    async def _play(self, request: Generation, take: Take) -> None:
         await self.check_health()
         playing = _Playing(_cut(self._choose(request), request), request.sampling, take, self.vocab_size)
         self._playing[request.id] = playing
@@ -191,6 +198,18 @@ class ReplayEngine:
         self._closed = True
         for driver in self._drivers:
             driver.cancel()
+
+
+class _Names:
+    """A Loader: an adapter is checked, and changes nothing in what is played."""
+
+    room = 64
+
+    async def load(self, label: str, number: int, path: str) -> None:
+        await asyncio.to_thread(check_adapter, path)
+
+    async def unload(self, number: int) -> None:
+        """Nothing was loaded."""
 
 
 class _Playing:

@@ -18,16 +18,17 @@ from typing import Any
 
 from vllm import exceptions as vllm_exceptions
 from vllm.inputs import tokens_input
-from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
+from functionary_vllm.engine.adapters import LoadedAdapters
 from functionary_vllm.engine.base import Capacity, Generation, Step, Take, TokenLogprob
 from functionary_vllm.engine.schema_check import check_schema
 from functionary_vllm.engine.startup import in_lasting_thread
+from functionary_vllm.engine.vllm_adapters import VllmLoader
 from functionary_vllm.engine.vllm_flags import read_config, wants_one_process
 from functionary_vllm.engine.vllm_outputs import DirectLLM, finish_reason
 from functionary_vllm.errors import ApiError, EngineFailure, EngineUnavailable, InvalidRequest, RateLimited
@@ -84,24 +85,16 @@ class _Choice:
 
 
 class VllmEngine:
-    """An Engine over AsyncLLM. `lora_requests` are the adapters a Generation may name as its model.
+    """An Engine over AsyncLLM. `again` starts another one in the place of one that is lost; it blocks."""
 
-    `again` starts another AsyncLLM in the place of one that is lost; it blocks.
-    """
-
-    def __init__(
-        self,
-        llm: AsyncLLM,
-        lora_requests: Mapping[str, LoRARequest] | None = None,
-        again: Callable[[], AsyncLLM] | None = None,
-    ) -> None:
+    def __init__(self, llm: AsyncLLM, again: Callable[[], AsyncLLM] | None = None) -> None:
         self.tokenizer: Any = llm.get_tokenizer()
         self.max_model_len: int = llm.model_config.max_model_len
         self.vocab_size: int = llm.model_config.get_vocab_size()
         self.model_type: str = getattr(llm.model_config.hf_config, "model_type", "")
         self.capacity = _capacity(llm.vllm_config)
         self._llm = llm
-        self._lora_requests = dict(lora_requests or {})
+        self.adapters = LoadedAdapters(VllmLoader(lambda: self._llm))
         self._seeds_are_safe = not (
             current_platform.is_cpu() and llm.vllm_config.scheduler_config.enable_chunked_prefill
         )
@@ -114,12 +107,16 @@ class VllmEngine:
         self._restarting = False
 
     async def generate(self, request: Generation, take: Take) -> None:
+        with self.adapters.use(request.model) as lora:
+            await self._generate(request, lora, take)
+
+    async def _generate(self, request: Generation, lora: Any, take: Take) -> None:
         choices = self._runs[request.id] = [_Choice(index) for index in range(request.sampling.n)]
         try:
             if len(choices) == 1:
-                await self._generate_choice(request, choices[0], take)
+                await self._generate_choice(request, choices[0], lora, take)
                 return
-            tasks = [asyncio.create_task(self._generate_choice(request, choice, take)) for choice in choices]
+            tasks = [asyncio.create_task(self._generate_choice(request, choice, lora, take)) for choice in choices]
             try:
                 await asyncio.gather(*tasks)
             finally:
@@ -129,11 +126,11 @@ class VllmEngine:
         finally:
             self._runs.pop(request.id, None)
 
-    async def _generate_choice(self, request: Generation, choice: _Choice, take: Take) -> None:
+    async def _generate_choice(self, request: Generation, choice: _Choice, lora: Any, take: Take) -> None:
         asked: dict[str, Any] = {
             "prompt": tokens_input(list(request.prompt_ids)),
             "request_id": request.id if request.sampling.n == 1 else f"{request.id}-{choice.index}",
-            "lora_request": self._lora_requests.get(request.model) if request.model else None,
+            "lora_request": lora,
             "priority": request.priority,
         }
         llm = self._llm
@@ -227,6 +224,7 @@ class VllmEngine:
         try:
             self._llm.shutdown(timeout=0.0)
             self._llm = await in_lasting_thread(self._again)
+            await self.adapters.again()
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineUnavailable(f"The engine did not start again: {error}") from error
         finally:

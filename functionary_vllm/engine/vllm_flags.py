@@ -21,6 +21,7 @@ from functionary_vllm.engine.startup import few_cores
 
 _CPU_MAX_MODEL_LEN = 8192
 _CPU_KV_CACHE_BYTES = 2 * 1024**3
+_ADAPTERS = 64
 
 
 class _Parser(FlexibleArgumentParser):
@@ -60,6 +61,9 @@ def read_config(
         os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"  # for the child processes
     if on_cpu and namespace.max_model_len is None and _declared_length(namespace.model) > _CPU_MAX_MODEL_LEN:
         namespace.max_model_len = _CPU_MAX_MODEL_LEN
+    if namespace.enable_lora and namespace.max_cpu_loras is None:
+        # vLLM's own is max_loras, 1; it takes memory by the adapter, so room for more costs nothing.
+        namespace.max_cpu_loras = max(_ADAPTERS, namespace.max_loras)
     say("reading the model's configuration")
     args = AsyncEngineArgs.from_cli_args(namespace)
     if workers > 1:

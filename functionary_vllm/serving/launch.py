@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from functionary_vllm.api.keys import KeysError, read_keys
+from functionary_vllm.engine.adapter_folder import check_adapter
 from functionary_vllm.engine.base import Engine
 from functionary_vllm.engine.startup import (
     Client,
@@ -25,6 +26,7 @@ from functionary_vllm.engine.startup import (
     start_vllm,
     starting,
 )
+from functionary_vllm.errors import InvalidRequest
 from functionary_vllm.formats import Format, detect_format, get_format, register_format
 from functionary_vllm.formats.vllm_parser import PREFIX
 from functionary_vllm.settings import Settings
@@ -36,12 +38,16 @@ log = logging.getLogger(__name__)
 
 
 def check_files(settings: Settings) -> None:
-    """The keys and the certificate can be used. Raises StartError."""
+    """The keys, the certificate and the adapters can be used, as far as a look at them tells. Raises StartError."""
     try:
         if settings.keys_file is not None:
             read_keys(settings.keys_file)
         if settings.ssl_certfile is not None:
             ssl.create_default_context().load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+        for _, path in settings.lora_paths:
+            check_adapter(path)
+    except InvalidRequest as error:
+        raise StartError(f"--lora-modules: {error.message}") from error
     except KeysError as error:
         raise StartError(f"--keys-file {error}") from error
     except OSError as error:  # SSLError is one

@@ -24,6 +24,8 @@ import uvicorn
 
 from functionary_vllm.api.life import Life
 from functionary_vllm.engine.base import Mortal
+from functionary_vllm.engine.startup import StartError
+from functionary_vllm.errors import ApiError
 from functionary_vllm.serving import logs
 from functionary_vllm.serving.lifecycle import Lost, Standstill, cut, idle, watch_engine
 from functionary_vllm.serving.protocol import LendingProtocol
@@ -123,6 +125,11 @@ class Server(uvicorn.Server):
         self.lost = ""  # why, if it cannot go on
 
     async def startup(self, *args: Any, **kwargs: Any) -> None:
+        app: Any = self.config.app
+        try:
+            await app.state.load_adapters()
+        except ApiError as error:
+            raise StartError(error.message) from error
         await super().startup(*args, **kwargs)
         if self.started:
             _spare_the_collector()
