@@ -160,7 +160,9 @@ def test_what_is_set_up(flags: list[str], shown: bool, tmp_path: Path) -> None:
         "logging.getLogger('somebody').warning('careful')\n"
         "if path := os.environ.get('VLLM_LOGGING_CONFIG_PATH'):\n"
         "    import json, logging.config\n"
+        "    os.environ['VLLM_LOGGING_LEVEL'] = 'WARNING'\n"
         "    logging.config.dictConfig(json.load(open(path)))\n"
+        "    logging.getLogger('vllm.engine').info('not asked for')\n"
         "    logging.getLogger('vllm.engine').warning('from vLLM')\n"
     )
     environ = {"PATH": "", "TMPDIR": str(tmp_path)}

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 requests_log = logging.getLogger("functionary_vllm.requests")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_WATCHES = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds: a log of its own
+_WATCHES = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds: no spans, and lines only at debug
 _LAST_WORDS_S = 1.0  # for a client that reads slowly while the server stops
 _FOR_WATCHERS = frozenset({"/health", "/ready", "/metrics", "/version"})  # answered to the end
 _UNLIMITED = nullcontext()
@@ -95,7 +95,7 @@ class Border:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, send, self._life)
-        if self._traces is not None:
+        if self._traces is not None and scope["path"] not in _WATCHES:
             exchange.trace(self._traces)
         try:
             usage = exchange.belong(self._keys.check(scope))

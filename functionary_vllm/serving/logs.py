@@ -45,8 +45,6 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Also named in the configuration that vLLM's processes are given."""
-
     def __init__(self, *, whole: bool = False) -> None:
         super().__init__()
         self._whole = whole
@@ -92,17 +90,23 @@ def set_up(settings: Settings) -> None:
     if not (settings.access_log or as_json):
         logging.getLogger(REQUESTS).setLevel(logging.WARNING)
     if as_json and "VLLM_LOGGING_CONFIG_PATH" not in os.environ:
-        os.environ["VLLM_LOGGING_CONFIG_PATH"] = _for_vllm(settings)
+        os.environ["VLLM_LOGGING_CONFIG_PATH"] = _written_for_vllm()
 
 
-def _for_vllm(settings: Settings) -> str:
-    level = os.environ.get("VLLM_LOGGING_LEVEL", "INFO" if settings.verbose else "WARNING")
+def vllm_handler() -> logging.Handler:
+    """In each of vLLM's processes, when it is imported: its level is in the environment by then."""
+    logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "INFO").upper())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    return handler
+
+
+def _written_for_vllm() -> str:
     config = {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"json": {"()": f"{__name__}.{JsonFormatter.__name__}"}},
-        "handlers": {"json": {"class": "logging.StreamHandler", "formatter": "json", "level": level}},
-        "loggers": {"vllm": {"handlers": ["json"], "level": level, "propagate": False}},
+        "handlers": {"json": {"()": f"{__name__}.{vllm_handler.__name__}"}},
+        "loggers": {"vllm": {"handlers": ["json"], "propagate": False}},
     }
     with tempfile.NamedTemporaryFile("w", prefix="vllm-log-", suffix=".json", delete=False) as file:
         json.dump(config, file)
