@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from importlib.util import find_spec
@@ -374,6 +375,9 @@ def _check_lora(settings: Settings) -> None:
     for name, path in settings.lora_paths:
         if not name or not path:
             raise SettingsError("lora-modules must be a list of NAME=PATH")
+    names = [*set(settings.served_model_names), *(name for name, _ in settings.lora_paths)]
+    if taken := [name for name, times in Counter(names).items() if times > 1]:
+        raise SettingsError(f"{taken[0]} is the name of two models")
     if settings.allow_runtime_lora_updating and settings.api_workers > 1:
         raise SettingsError(
             "allow-runtime-lora-updating needs a single API worker: of several, one would hear of an adapter. "

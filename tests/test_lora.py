@@ -224,6 +224,7 @@ async def test_an_engine_that_is_started_again_gets_them_again() -> None:
     assert adapters.find("a") is not None
 
 
+@pytest.mark.filterwarnings("ignore")
 async def test_what_vllm_could_not_load_is_taken_out_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed: only the replay engine can be tested")
     from functionary_vllm.engine.vllm_adapters import VllmLoader
@@ -407,6 +408,8 @@ def test_settings_that_belong_together() -> None:
         ["--enable-lora", "--allow-runtime-lora-updating", "--api-workers", "2"],
         ["--enable-lora", "--lora-modules", "a"],
         ["--enable-lora", "--lora-modules", "=b"],
+        ["--enable-lora", "--lora-modules", "lora=b", "lora=c"],
+        ["--enable-lora", "--lora-modules", "lora=b", "--served-model-name", "lora"],
     ):
         with pytest.raises(SettingsError, match=r"lora|LoRA"):
             read_settings(flags, {})
