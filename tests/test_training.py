@@ -339,6 +339,11 @@ def test_the_decay_by_itself(recipe: Settings, trained: Path, tmp_path: Path) ->
     assert rates == pytest.approx([1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
 
 
+def test_a_run_begins_with_an_adapter(recipe: Settings, trained: Path, tmp_path: Path) -> None:
+    train(replace(recipe, output=tmp_path, adapter=trained / "final", steps=1, held_out=None, learning_rate=0.0))
+    assert equal(tensors(tmp_path / "final"), tensors(trained / "final"), 0.0)
+
+
 def test_two_processes_learn_what_one_does(recipe: Settings, trained: Path, tmp_path: Path) -> None:
     options = {"base": recipe.base, "data": recipe.data[0], "output": tmp_path, "row-tokens": 260, "steps": 3}
     options |= {"precision": "fp32", "learning-rate": 1e-2, "preset": "small", "processes": 2, "save-every": 3}
