@@ -19,8 +19,9 @@ from functionary_vllm.training.dataset.concepts import ConceptError, hand_writte
 from functionary_vllm.training.dataset.definitions import define, request
 from functionary_vllm.training.dataset.families import combined
 from functionary_vllm.training.dataset.generator import Generator, blocked_names, is_held_out
+from functionary_vllm.training.dataset.kind import KindError
 from functionary_vllm.training.dataset.text import styled, words_of
-from functionary_vllm.training.dataset.values import KindError, parse_kind
+from functionary_vllm.training.dataset.values import parse_kind
 
 Line = dict[str, Any]
 # Changes with every change of the generator, of its tables and of the concepts: then training begins with other data,

@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
+from functionary_vllm.training.dataset.kind import Kind, KindError, Schema, Value
 from functionary_vllm.training.dataset.text import join_words, tidy, upper_first
-from functionary_vllm.training.dataset.values import Kind, KindError, Schema, Value, parse_kind, pool_of, said_of
+from functionary_vllm.training.dataset.values import parse_kind, pool_of, said_of
 
 FOLDER = Path(__file__).parents[1] / "concepts"
 

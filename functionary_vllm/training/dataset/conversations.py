@@ -26,8 +26,9 @@ from functionary_vllm.training.dataset.definitions import (
     phrases_of,
     request,
 )
+from functionary_vllm.training.dataset.kind import Value
 from functionary_vllm.training.dataset.text import join_words, tidy, words_of
-from functionary_vllm.training.dataset.values import Clock, Day, ListOf, Value, parse_kind, said_of
+from functionary_vllm.training.dataset.values import Clock, Day, ListOf, parse_kind, said_of
 
 Message = dict[str, Any]
 KINDS = ("call", "parallel", "result", "ask", "decline", "chat")

@@ -23,8 +23,8 @@ from functionary_vllm.training.dataset.concepts import (
     noted,
     varied,
 )
+from functionary_vllm.training.dataset.kind import Value
 from functionary_vllm.training.dataset.text import styled, words_of
-from functionary_vllm.training.dataset.values import Value
 
 _STYLES = ("snake",) * 12 + ("camel",) * 5 + ("pascal",) * 2 + ("kebab", "flat")
 _LONGEST = 60  # characters; OpenAI takes 64
@@ -149,12 +149,8 @@ def request(
     phrases: Sequence[Phrase] = (),
     held_out: bool = False,
     lacking: bool = False,
-    given: Mapping[str, Value] | None = None,
 ) -> Request:
-    """Something a user says for this function. With `lacking` a required value stays unsaid where a phrase allows it.
-
-    `given` fixes values, for requests that share some of them.
-    """
+    """Something a user says for this function. With `lacking` a required value stays unsaid if a phrase allows it."""
     phrase = rng.choice(phrases or definition.concept.say)
     offered = {path: (leaf, optional) for path, leaf, optional in leaves(definition.parameters)}
     left_out = _left_out(phrase, offered, rng) if lacking else None
@@ -169,7 +165,7 @@ def request(
             and (needed or rng.random() < (0.85 if eager else 0.35))
         ):
             named += names
-    said = {name: (given or {}).get(name) or offered[name][0].kind.draw(rng, held_out) for name in named}
+    said = {name: offered[name][0].kind.draw(rng, held_out) for name in named}
     call = Made(definition.name, arguments(definition.parameters, definition.style, said))
     missing = tuple(
         path for path, (leaf, optional) in offered.items() if not (optional or leaf.choices or path in said)
