@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from functionary_vllm.api.admission import Admission, Room, Ticket
+from functionary_vllm.api.sse import KEEP_ALIVE, EventStream
 from functionary_vllm.engine.base import Capacity
 from functionary_vllm.errors import RateLimited
 
@@ -204,6 +206,29 @@ async def test_requests_that_are_being_prepared_count_before_the_work_is_done() 
         assert door.preparing == 2
     assert door.preparing == 0
     assert not door._queues
+
+
+async def test_no_comment_and_so_no_status_goes_out_before_a_request_has_its_seat() -> None:
+    sent: list[Any] = []
+    admitted = False
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def answer(write: Any) -> None:
+        nonlocal admitted
+        await asyncio.sleep(0.05)
+        assert not sent
+        admitted = True
+        async with asyncio.timeout(10):
+            while not sent:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    await EventStream(answer, keep_alive=0.004, admitted=lambda: admitted)({"type": "http"}, receive, send)
+    assert sent[1]["body"] == KEEP_ALIVE
 
 
 async def test_when_to_come_again_follows_the_rate_at_which_requests_end(monkeypatch: pytest.MonkeyPatch) -> None:

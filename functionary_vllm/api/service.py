@@ -48,15 +48,16 @@ class Service:
         """This process's share of the engine, and of what may wait for it."""
         settings, whole = self.settings, self.engine.capacity
         sequences = min(settings.max_running or whole.sequences, whole.sequences)
+        tokens = max(whole.tokens, self.engine.max_model_len)
 
         def share(amount: int) -> int:
             return math.ceil(amount / settings.api_workers)
 
         return Admission(
-            Capacity(share(sequences), max(share(whole.tokens), self.engine.max_model_len)),
+            Capacity(share(sequences), share(tokens)),
             Room(
                 share(settings.max_waiting or 2 * sequences),
-                share(settings.max_waiting_tokens or 2 * whole.tokens),
+                share(settings.max_waiting_tokens or 2 * tokens),
                 settings.max_queue_seconds,
             ),
             lambda: self.keys.several,

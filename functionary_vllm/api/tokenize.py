@@ -47,7 +47,8 @@ def routes(service: Service) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         check_media_type(request)
         body = parse(await read(request, service.settings.max_body_bytes))
-        return Json(await service.aside(lambda: _tokenize(service, body)))
+        with service.admission.arriving(request.state.key.name):
+            return Json(await service.aside(lambda: _tokenize(service, body)))
 
     @router.post("/detokenize", summary="Token ids to text", openapi_extra=described_body(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:

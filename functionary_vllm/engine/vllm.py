@@ -62,7 +62,9 @@ def _capacity(config: Any) -> Capacity:
     """Of all engines together. What is known of the KV cache in tokens is one engine's, in blocks that of all."""
     cache, engines = config.cache_config, config.parallel_config.data_parallel_size
     tokens = engines * (getattr(cache, "kv_cache_size_tokens", None) or 0)
-    return Capacity(config.scheduler_config.max_num_seqs * engines, tokens or cache.num_gpu_blocks * cache.block_size)
+    return Capacity(
+        config.scheduler_config.max_num_seqs * engines, tokens or (cache.num_gpu_blocks or 0) * cache.block_size
+    )
 
 
 # ------------------------------------------------------------------------------------------------ engine
