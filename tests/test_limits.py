@@ -239,6 +239,7 @@ async def test_a_deadline_in_the_queue(stream: bool) -> None:
         held.cancel()
         await asyncio.gather(held, return_exceptions=True)
     assert (late.status_code, error_of(late)["code"]) == (408, "deadline_exceeded")
+    assert late.headers["x-should-retry"] == "false"
     assert len(engine.requests) == 1
 
 

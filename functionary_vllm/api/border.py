@@ -48,6 +48,8 @@ _WATCHES = frozenset({"/health", "/ready", "/metrics"})  # asked every few secon
 _LAST_WORDS_S = 1.0  # for a client that reads slowly while the server stops
 _FOR_WATCHERS = frozenset({"/health", "/ready", "/metrics", "/version"})  # answered to the end
 _UNLIMITED = nullcontext()
+# A request that missed its own deadline would miss it again: OpenAI's clients are told.
+_HEADERS = {401: {"www-authenticate": "Bearer"}, 408: {"x-should-retry": "false"}}
 _OPENAI_VERSION = b"2020-10-01"  # what OpenAI's own servers answer
 
 
@@ -59,7 +61,7 @@ class Json(Response):
 
 
 def error_response(error: ApiError) -> Response:
-    headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
+    headers = _HEADERS.get(error.status, {}).copy()
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
     return Json(error.envelope(), status_code=error.status, headers=headers)

@@ -54,9 +54,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions/render", summary="Show the prompt a request would become", openapi_extra=body)
     async def render(request: Request) -> Response:
+        chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
+        headers = _unsupported(chat, service, request.state.request_id)
         with service.admission.arriving(request.state.key.name):
-            chat = await read_body(request, ChatRequest, service.settings.max_body_bytes)
-            headers = _unsupported(chat, service, request.state.request_id)
             _, prepared = await service.aside(lambda: _prepare(chat, service))
         return Json(_rendered(prepared), headers=headers)
 
