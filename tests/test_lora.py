@@ -498,7 +498,8 @@ async def _real_adapters(engine: Engine, paths: list[str], folder: Path) -> None
     with pytest.raises(ModelNotFound):
         await collect(engine, asked("n", "none"))
     await _refusals(engine, paths[0], folder)
-    assert said(await collect(engine, asked("z", "one"))) == alone[1]
+    full = await asyncio.gather(*(collect(engine, asked(f"f{i}", m)) for i, m in enumerate((None, "one", "good"))))
+    assert [said(steps) for steps in full] == [alone[0], alone[1], alone[1]]
 
 
 async def _refusals(engine: Engine, good: str, folder: Path) -> None:
@@ -523,4 +524,6 @@ async def _refusals(engine: Engine, good: str, folder: Path) -> None:
         with pytest.raises(InvalidRequest) as caught:
             await engine.adapters.load("bad", path)
         assert reason in caught.value.message
-    await engine.adapters.load("bad", good)
+    await engine.adapters.load("good", good)
+    with pytest.raises(InvalidRequest, match="room for: 3"):
+        await engine.adapters.load("fourth", good)

@@ -21,6 +21,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from functionary_vllm.engine.adapter_folder import check_adapter
+from functionary_vllm.engine.vllm_flags import adapter_room
 from functionary_vllm.errors import EngineUnavailable, InvalidRequest
 
 
@@ -36,7 +37,7 @@ class VllmLoader:
 
     @property
     def room(self) -> int:
-        return self._limits.max_cpu_loras if self._limits is not None else 0
+        return adapter_room(self._limits)
 
     async def load(self, label: str, number: int, path: str) -> LoRARequest:
         path = await asyncio.to_thread(self._checked, path)

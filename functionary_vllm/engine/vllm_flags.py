@@ -21,7 +21,7 @@ from functionary_vllm.engine.startup import few_cores
 
 _CPU_MAX_MODEL_LEN = 8192
 _CPU_KV_CACHE_BYTES = 2 * 1024**3
-_ADAPTERS = 64
+_ADAPTERS, _ADAPTERS_ON_CPU = 64, 8
 
 
 class _Parser(FlexibleArgumentParser):
@@ -61,9 +61,8 @@ def read_config(
         os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"  # for the child processes
     if on_cpu and namespace.max_model_len is None and _declared_length(namespace.model) > _CPU_MAX_MODEL_LEN:
         namespace.max_model_len = _CPU_MAX_MODEL_LEN
-    if namespace.enable_lora and namespace.max_cpu_loras is None:
-        # vLLM's own is max_loras, 1; it takes memory by the adapter, so room for more costs nothing.
-        namespace.max_cpu_loras = max(_ADAPTERS, namespace.max_loras)
+    if namespace.enable_lora:
+        _make_room_for_adapters(namespace, on_cpu=on_cpu)
     say("reading the model's configuration")
     args = AsyncEngineArgs.from_cli_args(namespace)
     if workers > 1:
@@ -74,6 +73,24 @@ def read_config(
         # The worker then lives in the engine's process: 7 s and more off the start, and both of two cores compute.
         parallel.distributed_executor_backend = "uni"
     return config, not namespace.disable_log_stats
+
+
+def _make_room_for_adapters(namespace: Any, *, on_cpu: bool) -> None:
+    """vLLM's own default is max_loras, 1. Off a CPU, an adapter takes memory once it is loaded, not before."""
+    if namespace.max_cpu_loras is None:
+        namespace.max_cpu_loras = max(_ADAPTERS_ON_CPU if on_cpu else _ADAPTERS, namespace.max_loras)
+    if on_cpu:
+        # A slot for each, and one more that stays empty. vLLM's operators for CPUs take the index of a token without
+        # an adapter, -1, as Python does: in a batch with others it would get the adapter of the last slot (to 0.32).
+        namespace.max_cpu_loras += 1
+        namespace.max_loras = namespace.max_cpu_loras
+
+
+def adapter_room(config: Any) -> int:
+    """How many adapters an engine with this LoRAConfig keeps."""
+    if config is None:
+        return 0
+    return int(config.max_cpu_loras) - current_platform.is_cpu()
 
 
 def wants_one_process(parallel: Any) -> bool:
