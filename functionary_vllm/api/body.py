@@ -7,6 +7,7 @@ the body (`messages[0].content`). Refuses to know what the fields mean.
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import orjson
@@ -59,7 +60,7 @@ async def read(request: Request, limit: int) -> bytes:
     """The body, refused as soon as it is known to be too large: by its header, or while it comes in chunks."""
     declared = request.headers.get("content-length", "")
     too_large = BodyTooLarge(f"The request body is larger than {limit} bytes.")
-    if declared.isdigit() and int(declared) > limit:
+    if re.fullmatch("[0-9]{1,18}", declared) and int(declared) > limit:
         raise too_large
     pieces: list[bytes] = []
     size = 0

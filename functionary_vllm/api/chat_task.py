@@ -162,7 +162,7 @@ def _logit_bias(given: Mapping[str, float] | None, vocab_size: int) -> dict[int,
     biases = {}
     for key, bias in given.items():
         param = f"logit_bias.{key}"
-        token_id = int(key) if key.isascii() and key.isdigit() else -1
+        token_id = int(key) if key.isascii() and key.isdigit() and len(key) < 19 else -1
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest(
                 f"'{key}' is no token id of this model: they go from 0 to {vocab_size - 1}.", param=param

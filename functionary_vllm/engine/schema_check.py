@@ -109,8 +109,9 @@ def _requires_undeclared(schema: Any) -> bool:
     """Whether a property is required that is not declared: xgrammar leaves it out of the object."""
     if not isinstance(schema, Mapping):
         return False
-    required, declared = schema.get("required"), schema.get("properties") or {}
-    if isinstance(required, list) and any(name not in declared for name in required):
+    required, declared = schema.get("required"), schema.get("properties")
+    names = declared.keys() if isinstance(declared, Mapping) else ()
+    if isinstance(required, list) and any(isinstance(name, str) and name not in names for name in required):
         return True
     return any(_requires_undeclared(inner) for _, inner in _parts("", schema))
 
