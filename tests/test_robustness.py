@@ -310,21 +310,18 @@ async def ask_for(count: int, seed: int) -> Counter[int]:
     return statuses
 
 
+def forced(parameters: dict[str, Any]) -> dict[str, Any]:
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    return {"messages": USER, "tools": [tool], "tool_choice": "required"}
+
+
 # What was once told as a 500.
 BROKE: list[tuple[dict[bytes, bytes], dict[str, Any]]] = [
     ({}, {"messages": USER, "logit_bias": {"9" * 5000: 1}}),
     ({b"content-length": b"\xb2"}, CHATS[0]),
     ({b"content-length": b"9" * 5000}, CHATS[0]),
-    ({}, {"messages": USER, "response_format": {"type": "json_schema", "json_schema": {"schema": {"required": [[]]}}}}),
-    (
-        {},
-        {
-            "messages": USER,
-            "tools": [
-                {**STRICT, "function": {**STRICT["function"], "parameters": {"properties": 1.5, "required": ["a"]}}}
-            ],
-        },
-    ),
+    ({}, forced({"type": "object", "required": [[]]})),
+    ({}, forced({"type": "object", "properties": 1.5, "required": ["a"]})),
 ]
 
 
