@@ -31,14 +31,14 @@ def replay(tmp_path: Path, base_model: Path) -> list[str]:
     return [*flags, "--port", "0"]
 
 
-def asked(recording: str, **fields: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "?"}], "metadata": {"recording": recording}, **fields}
+def asked(recording: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "?"}], "metadata": {"recording": recording}}
 
 
-async def streamed(client: httpx.AsyncClient, begun: asyncio.Semaphore, recording: str) -> list[str]:
+async def streamed(client: httpx.AsyncClient, begun: asyncio.Semaphore, body: dict[str, Any]) -> list[str]:
     """The events of one stream; `begun` is released with the first."""
-    events = []
-    async with client.stream("POST", PATH, json=asked(recording, stream=True)) as response:
+    events: list[str] = []
+    async with client.stream("POST", PATH, json={**body, "stream": True}) as response:
         async for line in response.aiter_lines():
             if line.startswith("data: "):
                 if not events:
@@ -48,14 +48,14 @@ async def streamed(client: httpx.AsyncClient, begun: asyncio.Semaphore, recordin
 
 
 async def busy(
-    base: str, recording: str, then: Callable[[httpx.AsyncClient], Awaitable[object]]
+    base: str, body: dict[str, Any], then: Callable[[httpx.AsyncClient], Awaitable[object]]
 ) -> tuple[list[list[str]], httpx.Response]:
     """Streams and a whole answer under way, `then` something happens; what they were told."""
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=base, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=base, timeout=120, limits=limits) as client:
         begun = asyncio.Semaphore(0)
-        streams = [asyncio.create_task(streamed(client, begun, recording)) for _ in range(STREAMS)]
-        whole = asyncio.create_task(client.post(PATH, json=asked(recording)))
+        streams = [asyncio.create_task(streamed(client, begun, body)) for _ in range(STREAMS)]
+        whole = asyncio.create_task(client.post(PATH, json=body))
         for _ in streams:
             await begun.acquire()
         await then(client)
@@ -89,7 +89,7 @@ def test_what_is_under_way_finishes_and_what_comes_is_refused(replay: list[str],
             await signals(process, signal.SIGTERM)(client)
             told.extend([await client.get("/health"), await client.post(PATH, json=asked("short"))])
 
-        streams, whole = asyncio.run(busy(base, "short", then))
+        streams, whole = asyncio.run(busy(base, asked("short"), then))
         assert process.wait(BEYOND_S) == 0
         for events in streams:
             assert events[-1] == "[DONE]"
@@ -112,7 +112,7 @@ def test_what_takes_longer_is_cut_and_told(
 ) -> None:
     with serving(*replay, "--api-workers", workers, "--drain-seconds", str(drain_s)) as (process, printed):
         base, _ = pasted(printed)
-        streams, whole = asyncio.run(busy(base, "long", signals(process, *numbers)))
+        streams, whole = asyncio.run(busy(base, asked("long"), signals(process, *numbers)))
         rest, _ = process.communicate(timeout=BEYOND_S)
         assert process.returncode == 0
         assert "Traceback" not in rest

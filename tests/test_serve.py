@@ -52,7 +52,7 @@ def serving(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     process = subprocess.Popen(
         command(*flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
     )
-    watchdog = threading.Timer(180, process.kill)
+    watchdog = threading.Timer(400, process.kill)
     watchdog.start()
     try:
         assert process.stdout
@@ -170,8 +170,9 @@ def test_help_needs_no_engine() -> None:
 
 
 def children(pid: int) -> list[int]:
-    """Processes whose parent is `pid`, as Linux lists them."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Processes whose parent is `pid`, as Linux lists them: by the thread that started them."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(child) for file in lists for child in file.read_text().split())
 
 
 def is_running(pid: int) -> bool:

@@ -170,7 +170,7 @@ class _Exchange:
 
     async def fail(self, error: ApiError, receive: Receive) -> None:
         self._error = error
-        if error.status >= 500:
+        if error.status >= 500 and self._scope["path"] not in _FOR_WATCHERS:
             log.error("request %s: %s", self.request_id, error.message)
         if not self.status:
             if isinstance(error, RateLimited | DeadlineExceeded):
