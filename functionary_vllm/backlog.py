@@ -2,7 +2,8 @@
 
 In: an engine's Steps, one call each. Out: the same Steps while the reader keeps up; while it does not, all that came
 meanwhile as one Step a choice, which costs it one write instead of many. What is kept is four bytes a token, and
-bounded by the request's own length. Refuses to know what is read from them.
+bounded by the request's own length; logprobs, at a thousand times that, have a bound of their own, and a reader that
+lags by more is given up. Refuses to know what is read from them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from array import array
 from collections.abc import Awaitable, Callable
 
 from functionary_vllm.engine.base import Step, TokenLogprob
+from functionary_vllm.errors import ReaderTooSlow
 from functionary_vllm.events import FinishReason
+
+_MOST_LOGPROBS = 4096  # tokens; 1 to 2 KB each, with 20 alternatives
 
 Lag = Awaitable[None] | None  # None: the reader took it; else to be awaited before it takes more
 
@@ -41,6 +45,12 @@ class Backlog:
         if kept is None:
             kept = self._kept[step.choice] = _Kept(step.choice)
         kept.add(step)
+        if step.logprobs is not None and not self._whole:
+            self._bound_logprobs()
+
+    def _bound_logprobs(self) -> None:
+        if sum(kept.logprobs for kept in self._kept.values()) > _MOST_LOGPROBS:
+            raise ReaderTooSlow("The answer, with its logprobs, is read too slowly.")
 
     async def finish(self) -> None:
         """The engine is done: hand on what was kept."""
@@ -79,6 +89,10 @@ class _Kept:
         self._finish: FinishReason | None = None
         self._logprobs: list[TokenLogprob] | None = None
         self._cached_tokens = 0
+
+    @property
+    def logprobs(self) -> int:
+        return len(self._logprobs or ())
 
     def add(self, step: Step) -> None:
         self._token_ids.extend(step.token_ids)

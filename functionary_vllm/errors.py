@@ -12,6 +12,7 @@ frameworks: `api/app.py` turns an ApiError into a response, `api/sse.py` into an
     │   └── ModelNotFound         404  model_not_found
     ├── MethodNotAllowed          405  method_not_allowed
     ├── DeadlineExceeded          408  timeout_error, deadline_exceeded: the client's own deadline
+    ├── ReaderTooSlow             408  timeout_error, reader_too_slow: more is kept for the client than may be
     ├── BodyTooLarge              413  request_too_large
     ├── UnsupportedMediaType      415  unsupported_media_type
     ├── Unprocessable             422  invalid_type: JSON of the wrong shape
@@ -88,6 +89,12 @@ class DeadlineExceeded(ApiError):
     status = 408
     type = "timeout_error"
     default_code = "deadline_exceeded"
+
+
+class ReaderTooSlow(ApiError):
+    status = 408
+    type = "timeout_error"
+    default_code = "reader_too_slow"
 
 
 class BodyTooLarge(ApiError):
