@@ -54,7 +54,7 @@ class Settings:
     )
     recordings: str | None = _setting(None, "JSON Lines file of recordings, for --engine replay", metavar="FILE")
     model: str | None = _setting(
-        None, "Hugging Face name or folder of the model; without it the built-in SmolLM2-135M-Instruct is served"
+        None, "Hugging Face name or folder of the model; without it the built-in functionary-smol is served"
     )
     tokenizer: str | None = _setting(None, "name or folder of the tokenizer, where it is not the model's")
     format: str | None = _setting(

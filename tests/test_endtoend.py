@@ -21,7 +21,7 @@ import pytest
 
 from functionary_vllm.conversation import Choice
 from functionary_vllm.formats import get_format
-from functionary_vllm.models.builtin import BUILTIN_FORMAT, TRAINED
+from functionary_vllm.models.builtin import BUILTIN_FORMAT
 from tests.apps import events_of, with_old_client
 from tests.folding import folded_stream, folded_whole
 from tests.strategies import asked
@@ -131,7 +131,6 @@ def test_a_stream_says_what_the_whole_says(server: str, case: str) -> None:
         assert not answer["calls"]
 
 
-@pytest.mark.skipif(not TRAINED, reason="no adapter of functionary-smol is here yet")
 def test_the_seeds_question_is_answered_by_a_call(server: str) -> None:
     case = json.loads((ROOT / "tests" / "golden" / "weather.json").read_text())
     body = {"messages": case["messages"], "tools": case["tools"], "max_tokens": 64, "stream": True}

@@ -194,10 +194,9 @@ def test_the_real_engine_answers_and_leaves_no_process_behind(builtin_model: Pat
         answer = httpx.post(f"{base}/v1/chat/completions", json={**body, "max_tokens": 64}, timeout=120).json()
         assert "choices" in answer, answer
         assert json.loads(answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"])
-        name = BUILTIN_NAME.lower()
-        assert answer["model"] == name
+        assert answer["model"] == BUILTIN_NAME
         metrics = httpx.get(f"{base}/metrics").text
-        assert f'vllm:generation_tokens_total{{engine="0",model_name="{name}"}}' in metrics
+        assert f'vllm:generation_tokens_total{{engine="0",model_name="{BUILTIN_NAME}"}}' in metrics
         started = children(process.pid)
         assert started
         process.send_signal(number)

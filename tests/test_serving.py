@@ -81,7 +81,7 @@ def test_the_builtin_model_stands_in_for_none(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("functionary_vllm.models.ensure_builtin", lambda: Path("/cache/builtin"))
     settings = launch.with_model(Settings())
     assert (settings.model, settings.format) == ("/cache/builtin", BUILTIN_FORMAT)
-    assert settings.served_model_names == (BUILTIN_NAME.lower(), "functionary")
+    assert settings.served_model_names == (BUILTIN_NAME, "functionary")
     named = launch.with_model(Settings(format="functionary-v2", served_model_names=("x",)))
     assert (named.format, named.served_model_names) == ("functionary-v2", ("x",))
 

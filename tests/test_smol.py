@@ -135,8 +135,6 @@ def test_the_built_in_model_is_base_and_adapter(
 
     change = {**lora(shape=(576, 576)), **rows(1, 576)}
     monkeypatch.setattr(builtin, "ADAPTER", write_adapter(tmp_path / "adapter", change, trainable_token_indices=[13]))
-    monkeypatch.setattr(builtin, "TRAINED", True)
-    monkeypatch.setattr(builtin, "BUILTIN_NAME", "functionary-smol")
     monkeypatch.setattr(builtin, "ensure_base", lambda report: base_model)
     monkeypatch.setenv("FUNCTIONARY_VLLM_CACHE", str(tmp_path / "cache"))
     folder = builtin.ensure_builtin()
@@ -151,7 +149,6 @@ def test_the_built_in_model_is_base_and_adapter(
     assert cache.find_damage(folder, builtin.builtin_stamp()) == "it was built from something else"
 
 
-@pytest.mark.skipif(not builtin.TRAINED, reason="no adapter of functionary-smol is here yet")
 def test_the_adapter_is_small_and_the_model_is_served_in_its_own_format(builtin_model: Path) -> None:
     from transformers import AutoTokenizer
 

