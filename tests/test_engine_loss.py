@@ -115,6 +115,9 @@ class Server:
         self.base = base
         self._client = httpx.Client(base_url=base, timeout=60)
 
+    def close(self) -> None:
+        self._client.close()
+
     def counts(self) -> tuple[float, float]:
         text = self._client.get("/metrics").text
         waiting = counted(text, "vllm:num_requests_waiting") + counted(text, "functionary_requests_waiting")
@@ -156,6 +159,7 @@ def server(builtin_model: Path) -> Iterator[Server]:
             assert "error" not in json.loads(events[-2])
         assert told[1].status_code == 200
         assert process.wait(BEYOND_S) == 0
+        running.close()
 
 
 @pytest.mark.parametrize("n", [1, 4])
