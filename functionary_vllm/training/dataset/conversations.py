@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -26,11 +26,13 @@ from functionary_vllm.training.dataset.definitions import (
     phrases_of,
     request,
 )
+from functionary_vllm.training.dataset.interpretation import PLACEHOLDER, interpret
 from functionary_vllm.training.dataset.kind import Value
 from functionary_vllm.training.dataset.text import join_words, tidy, words_of
-from functionary_vllm.training.dataset.values import Clock, Day, ListOf, parse_kind, said_of
+from functionary_vllm.training.dataset.values import Clock, Day, ListOf, parse_kind
 
 Message = dict[str, Any]
+Told = tuple[str, list[Message]]  # a conversation and its kind
 KINDS = ("call", "parallel", "result", "ask", "decline", "chat")
 
 
@@ -104,7 +106,7 @@ def answered(scene: Scene) -> list[Message] | None:
     if asked.lacking or not definition.concept.tell:
         return None
     turn = calls([asked.call])
-    content, told = interpret(definition, asked, scene)
+    content, told = interpret(definition, asked, scene.rng, scene.held_out)
     return [user(scene.wrapped(asked.text)), turn, result(turn, 0, content), assistant(told)]
 
 
@@ -158,6 +160,25 @@ def asked_back(scene: Scene, *, go_on: bool = False) -> list[Message] | None:
         )
     whole = completed(definition, {**asked.said, **given})
     return [*messages, user(tidy(reply)), calls([whole])]
+
+
+def twins(scene: Scene) -> list[Told] | None:
+    """The same request twice: with something left out, for which the assistant asks, and whole, which is a call."""
+    definition = scene.pick()
+    ways = [phrase for phrase in phrases_of(definition, scene.held_out) if can_lack(definition, phrase)]
+    if not ways:
+        return None
+    asked = request(definition, scene.rng, phrases=ways, held_out=scene.held_out, lacking=True)
+    if not asked.lacking or len(asked.lacking) > 3 or asked.phrase is None:
+        return None
+    offered = {path: leaf for path, leaf, _ in leaves(definition.parameters)}
+    said = {**asked.said, **{path: offered[path].kind.draw(scene.rng, scene.held_out) for path in asked.lacking}}
+    whole = asked.phrase.sentence({path: value.said for path, value in said.items()})
+    question = phrases.ask_for([label(path) for path in asked.lacking], scene.rng, scene.held_out)
+    return [
+        ("ask", [user(scene.wrapped(asked.text)), assistant(question)]),
+        ("call", [user(scene.wrapped(whole)), calls([completed(definition, said)])]),
+    ]
 
 
 def _with_article(words: str) -> str:
@@ -225,7 +246,7 @@ def several(scene: Scene) -> list[Message] | None:
     if rng.random() < 0.2 and all(definition.concept.tell for definition, _ in requests):
         told = []
         for i, (definition, asked) in enumerate(requests):
-            content, words = interpret(definition, asked, scene)
+            content, words = interpret(definition, asked, scene.rng, scene.held_out)
             messages.append(result(turn, i, content))
             told.append(words)
         messages.append(assistant(" ".join(told)))
@@ -297,75 +318,54 @@ def _single(parameter: Parameter) -> bool:
     )
 
 
-# --- results -------------------------------------------------------------------------------------------------------
-
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-
-
-def interpret(definition: Definition, asked: Request, scene: Scene) -> tuple[Any, str]:
-    """What the function gives back, and what an assistant says of it."""
-    concept, rng = definition.concept, scene.rng
-    values = {path: value.value for path, value in asked.said.items()}
-    for path, leaf, _ in leaves(concept.parameters):
-        if path not in values:  # an enum that was not said
-            values[path] = leaf.choices[0].value if leaf.choices and leaf.default is None else leaf.default
-
-    def value_of(name: str) -> Any:
-        if name not in values:
-            values[name] = parse_kind(name).draw(rng, scene.held_out).value
-        return values[name]
-
-    def filled(template: Any) -> Any:
-        match template:
-            case str():
-                if (whole := _PLACEHOLDER.fullmatch(template)) is not None:
-                    return value_of(whole[1])
-                return _PLACEHOLDER.sub(lambda found: said_of(value_of(found[1])), template)
-            case dict():
-                return {key: filled(value) for key, value in template.items()}
-            case list():
-                return [filled(value) for value in template]
-            case _:
-                return template
-
-    content = filled(concept.result if concept.result is not None else {"ok": True})
-    told = rng.choice(concept.tell)
-    return content, told.sentence({name: said_of(value_of(name)) for name in told.slots()})
-
-
 # --- the mix -------------------------------------------------------------------------------------------------------
 
-_MIX: tuple[tuple[int, str, Any], ...] = (
-    (40, "call", simple),
-    (13, "parallel", several),
-    (9, "result", answered),
-    (4, "call", followed),
-    (1, "chat", thanked),
-    (15, "ask", asked_back),
-    (8, "call", lambda scene: asked_back(scene, go_on=True)),
-    (18, "decline", declined),
-    (2, "call", declined_then),
-    (5, "chat", talked),
+
+def _alone(kind: str, make: Callable[[Scene], list[Message] | None]) -> Callable[[Scene], list[Told] | None]:
+    def one(scene: Scene) -> list[Told] | None:
+        messages = make(scene)
+        return [(kind, messages)] if messages else None
+
+    return one
+
+
+_MIX: tuple[tuple[int, Callable[[Scene], list[Told] | None]], ...] = (
+    (38, _alone("call", simple)),
+    (13, _alone("parallel", several)),
+    (8, _alone("result", answered)),
+    (4, _alone("call", followed)),
+    (1, _alone("chat", thanked)),
+    (10, _alone("ask", asked_back)),
+    (9, twins),
+    (7, _alone("call", lambda scene: asked_back(scene, go_on=True))),
+    (18, _alone("decline", declined)),
+    (2, _alone("call", declined_then)),
+    (4, _alone("chat", talked)),
 )
 
 
-def converse(scene: Scene, count: int) -> Iterator[tuple[str, list[Message]]]:
-    """`count` conversations about the functions of the scene, each with its kind."""
-    weights = [weight for weight, _, _ in _MIX]
-    done, first = 0, set()
+def converse(scene: Scene, count: int) -> Iterator[Told]:
+    """`count` conversations or one more about the functions of the scene, each with its kind."""
+    weights = [weight for weight, _ in _MIX]
+    first: set[str] = set()
     for _ in range(20 * count):
-        if done == count:
+        if len(first) >= count:
             return
-        _, kind, make = scene.rng.choices(_MIX, weights)[0]
-        messages = make(scene)
-        if messages is None or messages[0]["content"] in first:
-            continue
-        first.add(messages[0]["content"])
-        if kind == "parallel" and messages[-1].get("content"):
-            kind = "result"
-        if scene.rng.random() < 0.12:
-            said = phrases.system(scene.rng, scene.held_out)
-            told = _PLACEHOLDER.sub(lambda found: parse_kind(found[1]).draw(scene.rng, scene.held_out).said, said)
-            messages = [{"role": "system", "content": told}, *messages]
-        done += 1
-        yield kind, messages
+        _, make = scene.rng.choices(_MIX, weights)[0]
+        for kind, messages in make(scene) or ():
+            if messages[0]["content"] in first:
+                continue
+            first.add(messages[0]["content"])
+            yield (
+                ("result" if kind == "parallel" and messages[-1].get("content") else kind),
+                _told_first(scene, messages),
+            )
+
+
+def _told_first(scene: Scene, messages: list[Message]) -> list[Message]:
+    """Now and then with a system message before."""
+    if scene.rng.random() >= 0.12:
+        return messages
+    said = phrases.system(scene.rng, scene.held_out)
+    told = PLACEHOLDER.sub(lambda found: parse_kind(found[1]).draw(scene.rng, scene.held_out).said, said)
+    return [{"role": "system", "content": told}, *messages]
