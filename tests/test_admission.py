@@ -198,6 +198,18 @@ async def test_who_leaves_just_when_called_gives_the_seat_back() -> None:
         assert people.seated[-1] == "a2"
 
 
+async def test_a_seat_may_become_free_in_the_moment_in_which_its_next_gives_up() -> None:
+    async with crowd(admission()) as people:
+        for name in ("a0", "a1", "a2"):
+            await people.come(name)
+        people._go["a0"].set()
+        people.tasks["a1"].cancel()  # a0 leaves before a1 hears of it
+        await asyncio.wait([people.tasks["a0"], people.tasks["a1"]])
+        await people.tasks["a0"]
+        await asyncio.sleep(0)
+        assert people.seated == ["a0", "a2"]
+
+
 async def test_requests_that_are_being_prepared_count_before_the_work_is_done() -> None:
     door = admission(seats=1, room=Room(1, 1000, 60))
     with door.arriving("a"), door.arriving("b"):

@@ -243,7 +243,8 @@ class Admission:
             else:
                 self._forget(key, queue)
             self._seat(ticket)
-            place.called.set_result(None)
+            if not place.called.done():  # else it gives up in this very moment, and then gives the seat back
+                place.called.set_result(None)
 
     def retry_after(self) -> float:
         """Seconds in which as many seats become free as there are requests in front of them."""
