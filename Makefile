@@ -1,6 +1,8 @@
 # make serve    set up, build the built-in model, serve it      make test    set up, run the tests
 # make install  the set-up alone                                make check   ruff and mypy --strict
 # make fuzz     ten million characters of broken answers        FUZZ="--characters 50000000 --seed 7"
+# make chaos    overload, killed clients, the end, a lost engine CHAOS="--rows capacity drain"
+# make soak     50,000 requests: what is left of them           SOAK="--requests 5000"
 #
 # PYTHON=python3.12   which Python to use        KIND=cpu|cuda   which engine (auto: by the machine)
 # ARGS="--port 9000"  flags for serve.py         TESTS="-k sse"  arguments for pytest
@@ -12,7 +14,7 @@ PYTHON ?= $(shell $(find_python))
 KIND ?= auto
 RUN = nice -n 5 .venv/bin/python
 
-.PHONY: help install model serve test fuzz check format clean
+.PHONY: help install model serve test fuzz chaos soak check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +35,13 @@ test: install model
 
 fuzz: install model
 	@$(RUN) -m tests.fuzz $(FUZZ)
+
+chaos: install model
+	@$(RUN) -m tests.test_robustness --bodies 100000
+	@$(RUN) -m benchmarks.chaos $(CHAOS)
+
+soak: install model
+	@$(RUN) -m benchmarks.soak $(SOAK)
 
 check: install
 	@$(RUN) -m ruff check .

@@ -77,7 +77,13 @@ class Server:
         """CPU seconds of the other processes of the server: the engine core."""
         return sum(cpu_seconds(pid) for pid in [self._process.pid, *descendants(self._process.pid)] if pid != self.pid)
 
+    def ended(self, within_s: float) -> int:
+        """Its exit status. Raises TimeoutExpired."""
+        return self._process.wait(within_s)
+
     def stop(self) -> None:
+        if self._process.poll() is not None:
+            return
         family = [self._process.pid, *descendants(self._process.pid)]
         self._process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
