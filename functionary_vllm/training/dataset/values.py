@@ -37,13 +37,18 @@ class Pool(Kind):
 
 def pool_of(values: Sequence[Any] | Mapping[Any, Any]) -> Pool:
     """Own values: a list (said as they are), or a mapping from what is said to what is meant. Raises KindError."""
-    meant = list(values.values() if isinstance(values, Mapping) else values)
-    types = {"number" if _type(value) == "integer" else _type(value) for value in meant}
-    if len(types) > 1:
-        raise KindError(f"values of several types; strings of digits need quotes: {meant}")
+    _check_one_type(list(values.values() if isinstance(values, Mapping) else values))
     if isinstance(values, Mapping):
         return Pool(tuple(Value(str(said), value) for said, value in values.items()))
     return Pool(tuple(Value(said_of(value), bare(value)) for value in values))
+
+
+def _check_one_type(values: Sequence[Any]) -> None:
+    types = {"number" if _type(value) == "integer" else _type(value) for value in values}
+    if len(types) > 1:
+        raise KindError(f"values of several types; strings of digits need quotes: {values}")
+    if types == {"array"}:
+        _check_one_type([item for value in values for item in value])
 
 
 def bare(value: Any) -> Any:
