@@ -159,7 +159,7 @@ def test_why_workers_do_not_start_is_told_once(replay: list[str], tmp_path: Path
 
 @pytest.mark.engine
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
-def test_workers_share_one_engine_and_tell_that_it_died(temporary: Path) -> None:
+def test_workers_share_one_engine_and_end_with_it(temporary: Path) -> None:
     flags = ["--port", "0", "--api-workers", str(WORKERS), "--kv-cache-memory-bytes", str(1024**3)]
     with serving(*flags) as (process, printed), ExitStack() as stack:
         base, body = pasted(printed)
@@ -173,14 +173,8 @@ def test_workers_share_one_engine_and_tell_that_it_died(temporary: Path) -> None
         started = children(process.pid)
         names = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in started}
         os.kill(names["VLLM::EngineCor"], signal.SIGKILL)
-        for client in clients:
-            deadline = time.monotonic() + 30
-            while client.get("/health").status_code != 503:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        process.terminate()
         rest, _ = process.communicate(timeout=60)
-        assert process.returncode == 0
+        assert process.returncode == 1
         assert "Traceback" not in rest
         assert all_gone(started)
         assert not list(temporary.glob("api-*"))
