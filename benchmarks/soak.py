@@ -1,6 +1,6 @@
 """Many requests of every kind, and what is left of them in the server: memory, tasks, objects, sockets.
 
-In: how many. Out: the slope of the server's own memory (RssAnon) over requests, after a first tenth that fills caches,
+In: how many. Out: the slope of the server's own memory (RssAnon) over requests, after a first fifth that fills caches,
 and what is alive once all are gone that was not before; benchmarks/results/soak.json. The requests are streams, whole
 answers and calls, clients that leave at any time, refusals, and more at once than there are seats; the engine plays
 recordings, so the front end is all that there is.
@@ -44,7 +44,7 @@ RECORDINGS: list[dict[str, Any]] = [
 def request(chance: random.Random) -> tuple[str, dict[str, Any] | bytes, int | None]:
     """Its kind, its body, and when its client leaves."""
     recording = chance.choice([recording["id"] for recording in RECORDINGS])
-    properties = {"city": {"type": "string"}, f"note{chance.randrange(10_000)}": {"type": "string"}}
+    properties = {"city": {"type": "string"}, f"note{chance.randrange(2_000)}": {"type": "string"}}
     tool = {"name": "get_weather", "parameters": {"type": "object", "properties": properties}}
     asked = body(recording, tools=[{"type": "function", "function": tool}], user=str(chance.random()))
     asked["messages"][0]["content"] = f"Question {chance.random()}? " + WORDS * chance.choice([1, 1, 100])
@@ -137,7 +137,7 @@ def more(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
 
 async def soak(server: Server, requests: int, seed: int) -> dict[str, Any]:
     run = Soak(server, seed)
-    await run.run(max(requests // 10, 200))
+    await run.run(max(requests // 5, 200))
     before, begin = await run.state(), time.monotonic()
     warm = run.outcomes.total()
     await run.run(requests, every=max(requests // 50, 20))
