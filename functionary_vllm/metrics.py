@@ -204,11 +204,11 @@ class Observation:
 class _StandIn:
     """What vLLM's own metrics would say, under its names, so that a dashboard shows the same of recordings."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, registry: CollectorRegistry) -> None:
         names = ["model_name", "engine"]
 
         def of(kind: Any, name: str, help: str, **options: Any) -> Any:
-            return kind(f"vllm:{name}", help, names, **options).labels(model, "0")
+            return kind(f"vllm:{name}", help, names, registry=registry, **options).labels(model, "0")
 
         self.running = of(Gauge, "num_requests_running", "Requests in the engine.", multiprocess_mode="livesum")
         of(Gauge, "num_requests_waiting", "None: recordings need not wait.", multiprocess_mode="livesum")
@@ -216,7 +216,8 @@ class _StandIn:
         self.tokens = of(Counter, "generation_tokens", "Tokens played.")
         self.first_token = of(Histogram, "time_to_first_token_seconds", "To the first step.", buckets=_LATENCY)
         self.latency = of(Histogram, "e2e_request_latency_seconds", "To the last byte.", buckets=_LATENCY)
-        successes = Counter("vllm:request_success", "Choices that were finished.", [*names, "finished_reason"])
+        finished = [*names, "finished_reason"]
+        successes = Counter("vllm:request_success", "Choices that were finished.", finished, registry=registry)
         self.stop, self.length = (successes.labels(model, "0", reason) for reason in ("stop", "length"))
 
     def close(self, counts: Counts, started: float, now: float) -> None:
@@ -234,11 +235,11 @@ class _StandIn:
 _stand_in: _StandIn | None = None
 
 
-def stand_in_for_vllm(model: str) -> None:
+def stand_in_for_vllm(model: str, registry: CollectorRegistry = REGISTRY) -> None:
     """For an engine that is not vLLM."""
     global _stand_in
     if _stand_in is None:
-        _stand_in = _StandIn(model)
+        _stand_in = _StandIn(model, registry)
 
 
 def _ms(seconds: float) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
 from functionary_vllm import metrics
 from functionary_vllm.outcome import OUTCOMES
@@ -130,17 +131,11 @@ def test_prometheus_loads_the_rules_and_scrapes_where_the_alerts_look() -> None:
 
 
 def test_what_stands_in_for_vllm_has_vllms_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = metrics.REGISTRY
-    before = set(registry._collector_to_names)
+    registry = CollectorRegistry()  # vLLM may have registered its own in this process
     monkeypatch.setattr(metrics, "_stand_in", None)
-    metrics.stand_in_for_vllm("model")
-    made = set(registry._collector_to_names) - before
-    try:
-        assert len(made) == 7
-        for collector in made:
-            (family,) = collector.describe()
-            suffix = "_total" if family.type == "counter" else ""
-            assert {family.name + suffix + end for end in _SHOWN[family.type]} <= vllms()
-    finally:
-        for collector in made:
-            registry.unregister(collector)
+    metrics.stand_in_for_vllm("model", registry)
+    families = list(registry.collect())
+    assert len(families) == 7
+    for family in families:
+        suffix = "_total" if family.type == "counter" else ""
+        assert {family.name + suffix + end for end in _SHOWN[family.type]} <= vllms()
