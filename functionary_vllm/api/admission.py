@@ -213,16 +213,19 @@ class Admission:
         return place
 
     def _leave_place(self, place: _Place) -> None:
-        ticket = place.ticket
-        queue = self._queues[ticket.key]
-        del queue.places[bisect_left(queue.places, place)]
-        queue.tokens -= ticket.tokens
-        self.waiting -= 1
-        self._waiting_tokens -= ticket.tokens
+        key = place.ticket.key
+        queue = self._queues[key]
+        self._take_out(queue, bisect_left(queue.places, place))
         if not queue.places:
-            self._turns.remove(ticket.key)
-            self._forget(ticket.key, queue)
+            self._turns.remove(key)
+            self._forget(key, queue)
         self._call()  # it may have been what the others waited behind
+
+    def _take_out(self, queue: _Queue, at: int) -> None:
+        tokens = queue.places.pop(at).ticket.tokens
+        queue.tokens -= tokens
+        self.waiting -= 1
+        self._waiting_tokens -= tokens
 
     def _call(self) -> None:
         """Seat those whose turn it is, as long as there are seats."""
@@ -234,10 +237,7 @@ class Admission:
             if not self._fits(ticket):
                 return
             self._turns.popleft()
-            del queue.places[0]
-            queue.tokens -= ticket.tokens
-            self.waiting -= 1
-            self._waiting_tokens -= ticket.tokens
+            self._take_out(queue, 0)
             if queue.places:
                 self._turns.append(key)
             else:

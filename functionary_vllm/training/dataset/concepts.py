@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -99,8 +99,8 @@ class Items(Kind):
 
 def varied(parameter: Parameter, rng: Random) -> Parameter:
     """The parameter with its kind fixed for one definition."""
-    values = {**parameter.__dict__, "kind": parameter.kind.variant(rng)}
-    return Parameter(**{**values, "fields": tuple(varied(item, rng) for item in parameter.fields)})
+    kind = parameter.kind.variant(rng)
+    return replace(parameter, kind=kind, fields=tuple(varied(item, rng) for item in parameter.fields))
 
 
 def noted(about: str, note: str) -> str:
@@ -149,6 +149,7 @@ class Slot:
     name: str
 
 
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _PIECES = re.compile(r"\[[^\[\]]*\{[^\[\]]*\]|\{[^{}]*\}")
 
 
@@ -282,7 +283,7 @@ def _check(concept: Concept) -> None:
                     parse_kind(name)
                 elif key == "tell" and known[name][1]:
                     raise ConceptError(f"tell[{i}] names {name}, which is optional")
-    for name in re.findall(r"\{([^{}]*)\}", " ".join(_strings(concept.result))):
+    for name in PLACEHOLDER.findall(" ".join(_strings(concept.result))):
         if name not in known:
             parse_kind(name)
         elif known[name][1]:

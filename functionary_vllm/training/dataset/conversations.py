@@ -1,6 +1,6 @@
 """Functions on offer -> conversations about them: the pipeline from definitions to merged, finished dialogues.
 
-In: a set of Definitions. Out: conversations as OpenAI messages, each of a kind (`KINDS`): calls, parallel calls,
+In: a set of Definitions. Out: conversations as OpenAI messages, each of a kind: calls, parallel calls,
 results and what is said about them, questions for what is missing, refusals, plain talk. Each step is a function:
 what the human says, the call, its result, its interpretation. Refuses to know how functions are chosen and split.
 """
@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from functionary_vllm.training.dataset import phrases
-from functionary_vllm.training.dataset.concepts import Choices, Items, Parameter, leaves
+from functionary_vllm.training.dataset.concepts import PLACEHOLDER, Choices, Items, Parameter, Phrase, leaves
 from functionary_vllm.training.dataset.definitions import (
     Definition,
     Made,
@@ -26,14 +26,13 @@ from functionary_vllm.training.dataset.definitions import (
     phrases_of,
     request,
 )
-from functionary_vllm.training.dataset.interpretation import PLACEHOLDER, interpret
+from functionary_vllm.training.dataset.interpretation import interpret
 from functionary_vllm.training.dataset.kind import Value
 from functionary_vllm.training.dataset.text import join_words, tidy, words_of
 from functionary_vllm.training.dataset.values import Clock, Day, ListOf, parse_kind
 
 Message = dict[str, Any]
 Told = tuple[str, list[Message]]  # a conversation and its kind
-KINDS = ("call", "parallel", "result", "ask", "decline", "chat")
 
 
 @dataclass
@@ -129,7 +128,7 @@ def asked_back(scene: Scene, *, go_on: bool = False) -> list[Message] | None:
     """A request that lacks something; with `go_on` it is then given, and the call is made."""
     definition = scene.pick()
     rng = scene.rng
-    ways = [phrase for phrase in phrases_of(definition, scene.held_out) if can_lack(definition, phrase)]
+    ways = _that_can_lack(scene, definition)
     needed = [path for path, leaf, optional in leaves(definition.parameters) if not (optional or leaf.choices)]
     if ways and rng.random() < 0.85:
         asked = request(definition, rng, phrases=ways, held_out=scene.held_out, lacking=True)
@@ -149,8 +148,7 @@ def asked_back(scene: Scene, *, go_on: bool = False) -> list[Message] | None:
     messages = [user(scene.wrapped(text)), assistant(phrases.ask_for(labels, rng, scene.held_out))]
     if not go_on:
         return messages
-    offered = {path: leaf for path, leaf, _ in leaves(definition.parameters)}
-    given = {path: offered[path].kind.draw(rng, scene.held_out) for path in asked.lacking}
+    given = _drawn(scene, definition, asked.lacking)
     if len(given) == 1:
         (value,) = given.values()
         reply = phrases.give(labels[0], value.said, rng, scene.held_out)
@@ -165,20 +163,29 @@ def asked_back(scene: Scene, *, go_on: bool = False) -> list[Message] | None:
 def twins(scene: Scene) -> list[Told] | None:
     """The same request twice: with something left out, for which the assistant asks, and whole, which is a call."""
     definition = scene.pick()
-    ways = [phrase for phrase in phrases_of(definition, scene.held_out) if can_lack(definition, phrase)]
+    ways = _that_can_lack(scene, definition)
     if not ways:
         return None
     asked = request(definition, scene.rng, phrases=ways, held_out=scene.held_out, lacking=True)
     if not asked.lacking or len(asked.lacking) > 3 or asked.phrase is None:
         return None
-    offered = {path: leaf for path, leaf, _ in leaves(definition.parameters)}
-    said = {**asked.said, **{path: offered[path].kind.draw(scene.rng, scene.held_out) for path in asked.lacking}}
+    said = {**asked.said, **_drawn(scene, definition, asked.lacking)}
     whole = asked.phrase.sentence({path: value.said for path, value in said.items()})
     question = phrases.ask_for([label(path) for path in asked.lacking], scene.rng, scene.held_out)
     return [
         ("ask", [user(scene.wrapped(asked.text)), assistant(question)]),
         ("call", [user(scene.wrapped(whole)), calls([completed(definition, said)])]),
     ]
+
+
+def _that_can_lack(scene: Scene, definition: Definition) -> list[Phrase]:
+    return [phrase for phrase in phrases_of(definition, scene.held_out) if can_lack(definition, phrase)]
+
+
+def _drawn(scene: Scene, definition: Definition, paths: Sequence[str]) -> dict[str, Value]:
+    """Values for parameters that were not said."""
+    offered = {path: leaf for path, leaf, _ in leaves(definition.parameters)}
+    return {path: offered[path].kind.draw(scene.rng, scene.held_out) for path in paths}
 
 
 def _with_article(words: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -98,7 +98,7 @@ def _shuffled(parameter: Parameter, rng: Random) -> Parameter:
     values = sorted({repr(value.value) for value in parameter.choices})
     rng.shuffle(values)
     choices = tuple(sorted(parameter.choices, key=lambda value: values.index(repr(value.value))))
-    return Parameter(**{**parameter.__dict__, "choices": choices, "kind": Choices(choices)})
+    return replace(parameter, choices=choices, kind=Choices(choices))
 
 
 def _object(parameters: Sequence[Parameter], style: str, rng: Random, *, described: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from random import Random
@@ -131,7 +132,7 @@ class Generator:
         made = define(concept, self.rng, self.blocked)
         if self.rng.random() < 0.04:
             name = phrases.nonsense(self.rng)
-            made = Definition(**{**made.__dict__, "name": name, "function": {**made.function, "name": name}})
+            made = replace(made, name=name, function={**made.function, "name": name})
         return made
 
     def _concept(self) -> Concept:

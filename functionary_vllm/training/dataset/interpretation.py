@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from random import Random
 from typing import Any
 
-from functionary_vllm.training.dataset.concepts import leaves
+from functionary_vllm.training.dataset.concepts import PLACEHOLDER, leaves
 from functionary_vllm.training.dataset.definitions import Definition, Request
 from functionary_vllm.training.dataset.values import parse_kind, said_of
-
-PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 def interpret(definition: Definition, asked: Request, rng: Random, held_out: bool) -> tuple[Any, str]:
