@@ -225,6 +225,16 @@ def test_a_row_says_what_its_examples_say_one_by_one(examples: list[Example], bu
         assert together["weights"].tolist() == [3.0 if place in firsts else 1.0 for place in range(len(found))]
 
 
+@pytest.mark.parametrize(
+    ("answer", "weights"),
+    [([7, 1, 2], [3, 1, 1]), ([4, 5, 6], [3, 0.25, 0.25]), ([4, 5, 7, 1, 7], [3, 0.25, 1, 1, 1])],
+)
+def test_text_counts_less_than_calls(answer: list[int], weights: list[float]) -> None:
+    example = Example(numpy.array([0, *answer], numpy.int32), ((1, len(answer) + 1),))
+    batch = Collator(3.0, 0.25, call_token=7)(pack([example], 100))
+    assert batch["weights"].tolist() == weights
+
+
 def test_neighbours_are_grouped_where_most_is_saved() -> None:
     def example(*ids: int) -> Example:
         return Example(numpy.array(ids, numpy.int32), ((len(ids) - 1, len(ids)),))
@@ -448,6 +458,7 @@ def test_all_weights(recipe: Settings, tmp_path: Path) -> None:
         ({"decay_only": 5}, "say --resume"),
         ({"format": "klingon"}, "no format 'klingon'"),
         ({"max_length": 20}, "nothing to learn"),
+        ({"format": "functionary-v0", "text_weight": 0.5}, "no token tells a call"),
     ],
 )
 def test_what_cannot_be_trained_is_said(recipe: Settings, change: dict[str, Any], reason: str, tmp_path: Path) -> None:

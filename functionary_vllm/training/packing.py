@@ -9,15 +9,16 @@ logits: `logits_to_keep` names the places that predict it. Refuses to know forma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy
 import torch
+from numpy.typing import NDArray
 
-from functionary_vllm.training.dataset.examples import Example
+from functionary_vllm.training.dataset.examples import Example, Ids
 
 Tree = tuple[int, int, tuple[int, ...]]  # where it starts, length of the shared beginning, lengths of the branches
 
@@ -104,11 +105,14 @@ def _rows(found: Iterable[Group], budget: int) -> Iterator[Row]:
 class Collator:
     """A batch of one Row -> what the model takes, and `targets` and `weights` of what it is to learn.
 
-    The first token of an answer decides between text and call: it counts `first_weight` times. With `mask` the
-    batch has a matrix, else a `tree`. With `spans` it also says where each answer stands among the targets.
+    The first token of an answer decides between text and call: it counts `first_weight` times. What comes after it and
+    before `call_token` is text, which can be said in many ways: it counts `text_weight` times. With `mask` the batch
+    has a matrix, else a `tree`. With `spans` it also says where each answer stands among the targets.
     """
 
     first_weight: float = 1.0
+    text_weight: float = 1.0
+    call_token: int | None = None
     mask: bool = False
     spans: bool = False
 
@@ -116,7 +120,7 @@ class Collator:
         written = _Written()
         for row in rows:  # rows of one batch lie one behind the other, too
             for group in row.groups:
-                written.write(group, self.first_weight)
+                written.write(group, self._weights)
         batch: dict[str, Any] = {
             "input_ids": torch.from_numpy(numpy.concatenate(written.ids).astype(numpy.int64))[None],
             "position_ids": torch.from_numpy(numpy.concatenate(written.positions))[None],
@@ -131,6 +135,14 @@ class Collator:
         if self.spans:
             batch["spans"] = tuple(written.spans)
         return batch
+
+    def _weights(self, answer: Ids) -> NDArray[numpy.float32]:
+        weights = numpy.ones(len(answer), numpy.float32)
+        if self.text_weight != 1:
+            calls = numpy.flatnonzero(answer == self.call_token)
+            weights[: calls[0] if len(calls) else None] = self.text_weight
+        weights[0] = self.first_weight
+        return weights
 
 
 @dataclass(slots=True)
@@ -147,7 +159,7 @@ class _Written:
     trees: list[Tree] = field(default_factory=list)
     spans: list[tuple[int, int, str]] = field(default_factory=list)  # of the targets, with the kind where it is known
 
-    def write(self, group: Group, first_weight: float) -> None:
+    def write(self, group: Group, weights: Callable[[Ids], NDArray[numpy.float32]]) -> None:
         start, shared = self.size, group.shared
         self._put(group.members[0].ids[:shared], 0)
         for example in group.members:
@@ -158,9 +170,7 @@ class _Written:
                 # The first token after the beginning is predicted by the beginning's last one.
                 self.predictors.append(numpy.where(places < shared, start + places, shift + places))
                 self.targets.append(example.ids[begin:end])
-                weights = numpy.ones(end - begin, numpy.float32)
-                weights[0] = first_weight
-                self.weights.append(weights)
+                self.weights.append(weights(example.ids[begin:end]))
                 kind = example.kind if turn == example.turns[-1] else ""
                 self.spans.append((self.learned, self.learned + end - begin, kind))
                 self.learned += end - begin

@@ -73,6 +73,9 @@ def train(settings: Settings) -> None:
     tokenizer = AutoTokenizer.from_pretrained(settings.base)
     fmt = _format(settings, tokenizer)
     rows = _rows(settings.data, fmt, settings, "training")
+    call_token = fmt.alphabet.ids.get(fmt.call_begin)
+    if settings.text_weight != 1 and call_token is None:
+        raise models.CannotTrain(f"text_weight: in {fmt.name} no token tells a call from text.")
     held_out = None if settings.held_out is None else _rows((settings.held_out,), fmt, settings, "held out")
     model = models.load_model(settings, tokenizer)
     arguments = _training_arguments(settings, len(rows), checkpoint)
@@ -81,9 +84,9 @@ def train(settings: Settings) -> None:
         args=arguments,
         train_dataset=Rows(rows),
         eval_dataset=None if held_out is None else Rows(held_out),
-        data_collator=Collator(settings.first_weight, mask=not arguments.use_cpu),
+        data_collator=Collator(settings.first_weight, settings.text_weight, call_token, mask=not arguments.use_cpu),
         processing_class=tokenizer,
-        first_token=fmt.alphabet.ids.get(fmt.call_begin),
+        first_token=call_token,
         max_minutes=settings.max_minutes,
     )
     trainer.add_callback(Recorder(trainer, settings.output))

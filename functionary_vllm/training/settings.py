@@ -56,6 +56,10 @@ class Settings:
         default=2, metadata=_flag("rows that make one step of the optimizer, over all processes")
     )
     first_weight: float = field(default=1.0, metadata=_flag("how much an answer's first token counts: text or call"))
+    text_weight: float = field(
+        default=1.0,
+        metadata=_flag("how much the tokens of text count; for formats in which a call begins with a token"),
+    )
 
     learning_rate: float = field(default=7e-4, metadata=_flag("the highest"))
     schedule: Literal["wsd", "constant", "linear", "cosine"] = field(
@@ -100,6 +104,7 @@ class Settings:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "small": {
         "first_weight": 3.0,
+        "text_weight": 0.25,
         "train_tokens": ("<|function_call|>",),
         "max_length": 2048,
     },
