@@ -227,12 +227,13 @@ def test_a_row_says_what_its_examples_say_one_by_one(examples: list[Example], bu
 
 @pytest.mark.parametrize(
     ("answer", "weights"),
-    [([7, 1, 2], [3, 1, 1]), ([4, 5, 6], [3, 0.25, 0.25]), ([4, 5, 7, 1, 7], [3, 0.25, 1, 1, 1])],
+    [([7, 1, 2], [3, 1, 1]), ([4, 5, 6], [0.25] * 3), ([4, 5, 7, 1, 7], [3, 0.25, 1, 1, 1])],
 )
 def test_text_counts_less_than_calls(answer: list[int], weights: list[float]) -> None:
     example = Example(numpy.array([0, *answer], numpy.int32), ((1, len(answer) + 1),))
-    batch = Collator(3.0, 0.25, call_token=7)(pack([example], 100))
+    batch = Collator(3.0, 0.25, 9.0, call_token=7)(pack([example], 100))
     assert batch["weights"].tolist() == weights
+    assert batch["declines"].tolist() == [0 if 7 in answer else 9] + [0] * (len(answer) - 1)
 
 
 def test_neighbours_are_grouped_where_most_is_saved() -> None:

@@ -103,15 +103,18 @@ def _rows(found: Iterable[Group], budget: int) -> Iterator[Row]:
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """A batch of one Row -> what the model takes, and `targets` and `weights` of what it is to learn.
+    """A batch of one Row -> what the model takes, and `targets`, `weights` and `declines` of what it is to learn.
 
-    The first token of an answer decides between text and call: it counts `first_weight` times. What comes after it and
-    before `call_token` is text, which can be said in many ways: it counts `text_weight` times. With `mask` the batch
-    has a matrix, else a `tree`. With `spans` it also says where each answer stands among the targets.
+    The first token of an answer decides between text and call: it counts `first_weight` times. What comes before
+    `call_token` is text, which can be said in many ways: it counts `text_weight` times. With a `decline_weight`, an
+    answer without a call is text from its first token on, and `declines` has that weight where it must not be a call.
+    With `mask` the batch has a matrix, else a `tree`. With `spans` it also says where each answer stands among the
+    targets.
     """
 
     first_weight: float = 1.0
     text_weight: float = 1.0
+    decline_weight: float = 0.0
     call_token: int | None = None
     mask: bool = False
     spans: bool = False
@@ -127,6 +130,7 @@ class Collator:
             "logits_to_keep": torch.from_numpy(numpy.concatenate(written.predictors)),
             "targets": torch.from_numpy(numpy.concatenate(written.targets).astype(numpy.int64)),
             "weights": torch.from_numpy(numpy.concatenate(written.weights)),
+            "declines": torch.from_numpy(numpy.concatenate(written.declines)),
         }
         if self.mask:
             batch["attention_mask"] = tree_mask(written.trees, written.size)
@@ -136,13 +140,16 @@ class Collator:
             batch["spans"] = tuple(written.spans)
         return batch
 
-    def _weights(self, answer: Ids) -> NDArray[numpy.float32]:
+    def _weights(self, answer: Ids) -> tuple[NDArray[numpy.float32], float]:
+        """Of each token; and of not calling, at the first."""
         weights = numpy.ones(len(answer), numpy.float32)
-        if self.text_weight != 1:
-            calls = numpy.flatnonzero(answer == self.call_token)
+        calls = numpy.flatnonzero(answer == self.call_token)
+        if self.call_token is not None:
             weights[: calls[0] if len(calls) else None] = self.text_weight
+        if self.decline_weight and not len(calls):
+            return weights, self.decline_weight
         weights[0] = self.first_weight
-        return weights
+        return weights, 0.0
 
 
 @dataclass(slots=True)
@@ -156,10 +163,11 @@ class _Written:
     predictors: list[Any] = field(default_factory=list)
     targets: list[Any] = field(default_factory=list)
     weights: list[Any] = field(default_factory=list)
+    declines: list[Any] = field(default_factory=list)
     trees: list[Tree] = field(default_factory=list)
     spans: list[tuple[int, int, str]] = field(default_factory=list)  # of the targets, with the kind where it is known
 
-    def write(self, group: Group, weights: Callable[[Ids], NDArray[numpy.float32]]) -> None:
+    def write(self, group: Group, weigh: Callable[[Ids], tuple[NDArray[numpy.float32], float]]) -> None:
         start, shared = self.size, group.shared
         self._put(group.members[0].ids[:shared], 0)
         for example in group.members:
@@ -170,7 +178,10 @@ class _Written:
                 # The first token after the beginning is predicted by the beginning's last one.
                 self.predictors.append(numpy.where(places < shared, start + places, shift + places))
                 self.targets.append(example.ids[begin:end])
-                self.weights.append(weights(example.ids[begin:end]))
+                weights, decline = weigh(example.ids[begin:end])
+                self.weights.append(weights)
+                self.declines.append(numpy.zeros(end - begin, numpy.float32))
+                self.declines[-1][0] = decline
                 kind = example.kind if turn == example.turns[-1] else ""
                 self.spans.append((self.learned, self.learned + end - begin, kind))
                 self.learned += end - begin

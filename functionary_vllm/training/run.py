@@ -74,8 +74,8 @@ def train(settings: Settings) -> None:
     fmt = _format(settings, tokenizer)
     rows = _rows(settings.data, fmt, settings, "training")
     call_token = fmt.alphabet.ids.get(fmt.call_begin)
-    if settings.text_weight != 1 and call_token is None:
-        raise models.CannotTrain(f"text_weight: in {fmt.name} no token tells a call from text.")
+    if call_token is None and (settings.text_weight, settings.decline_weight) != (1, 0):
+        raise models.CannotTrain(f"text_weight, decline_weight: in {fmt.name} no token tells a call from text.")
     held_out = None if settings.held_out is None else _rows((settings.held_out,), fmt, settings, "held out")
     model = models.load_model(settings, tokenizer)
     arguments = _training_arguments(settings, len(rows), checkpoint)

@@ -57,8 +57,10 @@ class Settings:
     )
     first_weight: float = field(default=1.0, metadata=_flag("how much an answer's first token counts: text or call"))
     text_weight: float = field(
-        default=1.0,
-        metadata=_flag("how much the tokens of text count; for formats in which a call begins with a token"),
+        default=1.0, metadata=_flag("how much text counts, for formats whose calls begin with a token of their own")
+    )
+    decline_weight: float = field(
+        default=0.0, metadata=_flag("how much it counts, in such formats, that an answer without a call has none")
     )
 
     learning_rate: float = field(default=7e-4, metadata=_flag("the highest"))
@@ -104,6 +106,7 @@ class Settings:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "small": {
         "first_weight": 3.0,
+        "decline_weight": 9.0,
         "text_weight": 0.25,
         "train_tokens": ("<|function_call|>",),
         "max_length": 2048,

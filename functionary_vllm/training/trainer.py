@@ -59,7 +59,7 @@ class PackedTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """The sum of weights in a step, over all processes; on the same way, tokens and whether to stop."""
-        weights = sum(float(batch["weights"].sum()) for batch in batch_samples)
+        weights = sum(float(batch["weights"].sum() + batch["declines"].sum()) for batch in batch_samples)
         tokens = sum(batch["input_ids"].numel() for batch in batch_samples)
         late = time.monotonic() > self._deadline
         told = torch.tensor([weights, tokens, late], dtype=torch.float64).to(device, torch.float32)
@@ -72,18 +72,25 @@ class PackedTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss = (self._nll(model, inputs)[0] * inputs["weights"]).sum()
+        logits, nll = self._nll(model, inputs)
+        loss = (nll * inputs["weights"]).sum()
+        if self._first_token is not None:
+            # Of the same softmax as nll: log P(call), from which log(1 - P(call)).
+            at = inputs["targets"][:, None]
+            call = (logits[:, self._first_token] - logits.gather(1, at)[:, 0] - nll).clamp(max=-1e-6)
+            loss = loss - (torch.log(-torch.expm1(call)) * inputs["declines"]).sum()
         # Gradients are averaged over the processes.
         return loss * self.accelerator.num_processes / num_items_in_batch
 
     def _nll(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Of each token that is learned: minus the logarithm of its probability, and the likeliest one."""
+        """Of each place that is learned: the logits, and minus the logarithm of its token's probability."""
         passed = {
             name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask", "tree") if name in inputs
         }
         keep = inputs["logits_to_keep"]
         logits = model(**passed, logits_to_keep=keep).logits[0] if self._keeps else model(**passed).logits[0, keep]
-        return cross_entropy(logits.float(), inputs["targets"], reduction="none"), logits.detach().argmax(-1)
+        logits = logits.float()
+        return logits, cross_entropy(logits, inputs["targets"], reduction="none")
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
@@ -100,8 +107,8 @@ class PackedTrainer(Trainer):
         with torch.no_grad(), self.accelerator.autocast():
             for i in range(rank, len(dataset), world):
                 inputs = self._prepare_inputs(collator([dataset[i]]))
-                nll, likeliest = self._nll(model, inputs)
-                scores.add(nll.cpu(), likeliest.cpu(), inputs)
+                logits, nll = self._nll(model, inputs)
+                scores.add(nll.cpu(), logits.argmax(-1).cpu(), inputs)
         if world > 1:
             others: list[Any] = [None] * world
             torch.distributed.all_gather_object(others, scores.counts)
