@@ -33,6 +33,7 @@ from functionary_vllm.training.record import read_metrics
 from functionary_vllm.training.run import train
 from functionary_vllm.training.scores import Scores
 from functionary_vllm.training.settings import PRESETS, Settings, parser, read_settings
+from functionary_vllm.training.trainer import PackedTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 WEATHER = {
@@ -209,7 +210,7 @@ def test_a_row_says_what_its_examples_say_one_by_one(examples: list[Example], bu
     for row in rows:
         assert row.size <= budget or len(row.groups) == len(row.groups[0].members) == 1
         model.set_attn_implementation("sdpa" if mask else TREE)
-        together = Collator(3.0, mask=mask, spans=True)([row])
+        together = Collator(first_weight=3.0, mask=mask, spans=True)([row])
         assert together["input_ids"].shape == (1, row.size)
         found = losses(model, together)
         model.set_attn_implementation("eager")
@@ -231,7 +232,7 @@ def test_a_row_says_what_its_examples_say_one_by_one(examples: list[Example], bu
 )
 def test_text_counts_less_than_calls(answer: list[int], weights: list[float]) -> None:
     example = Example(numpy.array([0, *answer], numpy.int32), ((1, len(answer) + 1),))
-    batch = Collator(3.0, 0.25, 9.0, call_token=7)(pack([example], 100))
+    batch = Collator(first_weight=3.0, text_weight=0.25, decline_weight=9.0, call_token=7)(pack([example], 100))
     assert batch["weights"].tolist() == weights
     assert batch["declines"].tolist() == [0 if 7 in answer else 9] + [0] * (len(answer) - 1)
 
@@ -437,6 +438,36 @@ def test_the_cheaper_way_to_train_a_row_is_pefts(recipe: Settings, functionary_s
         found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad} | {"loss": loss})
     assert equal(*found, 1e-5)
     assert any("trainable_tokens" in name and grad.abs().max() > 0 for name, grad in found[0].items())
+
+
+def test_the_loss_of_a_step(recipe: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a run's own trainer makes of a row, against the formula: a call, and an answer that must not be one."""
+
+    class Made(Exception):
+        pass
+
+    def stop(trainer: PackedTrainer, **_: Any) -> None:
+        raise Made(trainer)
+
+    monkeypatch.setattr(PackedTrainer, "train", stop)
+    with pytest.raises(Made) as made:
+        train(replace(recipe, output=tmp_path, held_out=None))
+    trainer = made.value.args[0]
+    (row,) = pack(Encoder(get_format("functionary-smol", trainer.processing_class)).encode(line()), 1000)
+    batch = trainer.data_collator([row])
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=1)
+    with torch.no_grad():
+        log_p = torch.log_softmax(trainer._nll(trainer.model, batch)[0], -1)
+    call = trainer._first_token
+    expected = 0.0
+    for begin, end in row.groups[0].members[0].turns:
+        answer = row.groups[0].members[0].ids[begin:end].tolist()
+        for i, token in enumerate(answer):
+            at, log_p = log_p[0], log_p[1:]
+            expected -= float(at[token]) * (0.25 if call not in answer else 3 if i == 0 else 1)
+            if i == 0 and call not in answer:
+                expected -= 9 * math.log(1 - math.exp(float(at[call])))
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_all_weights(recipe: Settings, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def _rows(found: Iterable[Group], budget: int) -> Iterator[Row]:
     yield from waiting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Collator:
     """A batch of one Row -> what the model takes, and `targets`, `weights` and `declines` of what it is to learn.
 
