@@ -275,7 +275,7 @@ def _joined(scene: Scene) -> _Several | None:
         return None
     text = phrases.together(requests[0][1].text, requests[1][1].text, rng, scene.held_out)
     if len(requests) == 3:
-        text = phrases.together(text, requests[2][1].text, rng, scene.held_out)
+        text = phrases.added(text, requests[2][1].text, rng)
     return text, requests
 
 
@@ -295,9 +295,8 @@ def _shared(scene: Scene) -> _Several | None:
     count = rng.choice((2, 2, 2, 3, 3, 4))
     columns: dict[str, list[Value]] = {}
     for path in paths:
-        drawn = ListOf(offered[path].kind, count, count).draw(rng, held_out=scene.held_out)
         values = [offered[path].kind.draw(rng, scene.held_out) for _ in range(count)]
-        if len({repr(value.value) for value in values}) < count or not drawn.value:
+        if len({repr(value.value) for value in values}) < count:
             return None
         columns[path] = values
     spoken = {name: value.said for name, value in base.said.items()}
@@ -343,7 +342,7 @@ _MIX: tuple[tuple[int, Callable[[Scene], list[Told] | None]], ...] = (
     (4, _alone("call", followed)),
     (1, _alone("chat", thanked)),
     (10, _alone("ask", asked_back)),
-    (9, twins),
+    (14, twins),
     (7, _alone("call", lambda scene: asked_back(scene, go_on=True))),
     (18, _alone("decline", declined)),
     (2, _alone("call", declined_then)),

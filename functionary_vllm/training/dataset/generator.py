@@ -29,7 +29,7 @@ Split = Literal["train", "heldout"]
 HELD_OUT_SHARE = 8  # one stem in eight
 _SHARES = {"hand written": 64, "records": 15, "facts": 10, "quantities": 6, "api": 7}  # of the functions on offer
 _SIZES = (1,) * 30 + (2,) * 25 + (3,) * 20 + (4,) * 13 + (5,) * 7 + (6,) * 5  # functions on offer
-_BRANCHES = 6  # conversations about one set of functions
+_BRANCHES = 9  # conversations about one set of functions
 _DATA = Path(__file__).parent
 
 

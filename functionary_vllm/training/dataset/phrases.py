@@ -135,6 +135,12 @@ def together(first: str, second: str, rng: Random, held_out: bool) -> str:
     return form.format(a=first, b=second, la=lower_first(first), l=lower_first(second))
 
 
+def added(text: str, more: str, rng: Random) -> str:
+    """One request more after others."""
+    form = rng.choice(("{a} And {l}", "{a} Then {l}", "{a} And last: {l}", "{a} {b}"))
+    return form.format(a=_ended(text), b=more, l=lower_first(more))
+
+
 def system(rng: Random, held_out: bool) -> str:
     """A system message with slots for values."""
     return choose(_SYSTEM, rng, held_out)

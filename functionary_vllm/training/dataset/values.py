@@ -35,6 +35,24 @@ class Pool(Kind):
         return schema_of([value.value for value in self.values])
 
 
+_CITY_NOTES = (
+    "e.g. San Francisco, CA",
+    "with the state in the US, e.g. Austin, TX",
+    "e.g. Paris",
+    "such as Oslo, Norway",
+)
+
+
+@dataclass(frozen=True)
+class City(Pool):
+    """A city, passed as it is said: descriptions often show one with its state or country."""
+
+    note: str = ""
+
+    def variant(self, rng: Random) -> City:
+        return replace(self, note=rng.choice(_CITY_NOTES)) if rng.random() < 0.3 else self
+
+
 def pool_of(values: Sequence[Any] | Mapping[Any, Any]) -> Pool:
     """Own values: a list (said as they are), or a mapping from what is said to what is meant. Raises KindError."""
     _check_one_type(list(values.values() if isinstance(values, Mapping) else values))
@@ -223,7 +241,7 @@ def parse_kind(text: str) -> Kind:
         return Made(MAKERS[name], quoted=name in QUOTED)
     if name in pools() and not arguments:
         entries = pools()[name]
-        return Pool(
+        return (City if name == "city" else Pool)(
             tuple(Value(*entry) if isinstance(entry, list) else Value(str(entry), bare(entry)) for entry in entries)
         )
     match name, len(arguments):
