@@ -275,7 +275,7 @@ def _joined(scene: Scene) -> _Several | None:
         return None
     text = phrases.together(requests[0][1].text, requests[1][1].text, rng, scene.held_out)
     if len(requests) == 3:
-        text = phrases.added(text, requests[2][1].text, rng)
+        text = phrases.added(text, requests[2][1].text, rng, scene.held_out)
     return text, requests
 
 

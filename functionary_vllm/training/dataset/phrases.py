@@ -67,6 +67,7 @@ _TOGETHER = (
     "{a} After that, {l}",
     "Two things: {la} And {l}",
 )
+_ADDED = ("{a} And {l}", "{a} Then {l}", "{a} {b}", "{a} And last: {l}")
 _SYSTEM = (
     "You are a helpful assistant.",
     "You are a helpful assistant. Use the functions when they help.",
@@ -135,10 +136,9 @@ def together(first: str, second: str, rng: Random, held_out: bool) -> str:
     return form.format(a=first, b=second, la=lower_first(first), l=lower_first(second))
 
 
-def added(text: str, more: str, rng: Random) -> str:
+def added(text: str, more: str, rng: Random, held_out: bool) -> str:
     """One request more after others."""
-    form = rng.choice(("{a} And {l}", "{a} Then {l}", "{a} And last: {l}", "{a} {b}"))
-    return form.format(a=_ended(text), b=more, l=lower_first(more))
+    return choose(_ADDED, rng, held_out).format(a=_ended(text), b=more, l=lower_first(more))
 
 
 def system(rng: Random, held_out: bool) -> str:
