@@ -346,7 +346,7 @@ _MIX: tuple[tuple[int, Callable[[Scene], list[Told] | None]], ...] = (
     (7, _alone("call", lambda scene: asked_back(scene, go_on=True))),
     (18, _alone("decline", declined)),
     (2, _alone("call", declined_then)),
-    (4, _alone("chat", talked)),
+    (6, _alone("chat", talked)),
 )
 
 

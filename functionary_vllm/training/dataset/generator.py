@@ -83,7 +83,7 @@ class Generator:
     def lines(self) -> Iterator[dict[str, Any]]:
         """Conversations without end."""
         while True:
-            if self.rng.random() < 0.03:
+            if self.rng.random() < 0.04:
                 yield from self._plain()
                 continue
             scene = self._scene()
