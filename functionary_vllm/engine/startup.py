@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -192,6 +193,8 @@ def starting(
     """vLLM imported; somewhere to tell progress, and whether vLLM is to be quiet. Errors become StartErrors."""
     quiet = not verbose and "VLLM_LOGGING_LEVEL" not in os.environ
     prepare_environment(model, verbose=verbose)
+    if quiet:
+        warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")  # of what it calls, for its authors
     with Progress().running() as progress:
         progress.say("importing vLLM")
         import_vllm()
