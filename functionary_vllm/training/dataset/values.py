@@ -18,7 +18,7 @@ from typing import Any
 from functionary_vllm.training.dataset.kind import Kind, KindError, Schema, Value
 from functionary_vllm.training.dataset.made_up import MAKERS, QUOTED
 from functionary_vllm.training.dataset.numbers import Number
-from functionary_vllm.training.dataset.pools import part, pools
+from functionary_vllm.training.dataset.pools import part, pools, unheard
 from functionary_vllm.training.dataset.text import join_words
 
 
@@ -29,7 +29,11 @@ class Pool(Kind):
     values: tuple[Value, ...]
 
     def draw(self, rng: Random, held_out: bool) -> Value:
-        return rng.choice(part(self.values, held_out))
+        value = rng.choice(part(self.values, held_out))
+        if value.said != value.value:
+            return value
+        other = unheard(value.said, rng, held_out)
+        return Value(other, other)
 
     def schema(self) -> Schema:
         return schema_of([value.value for value in self.values])
