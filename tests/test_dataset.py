@@ -18,7 +18,15 @@ from functionary_vllm.training.dataset.api_schemas import PACKAGE, api_concepts
 from functionary_vllm.training.dataset.concepts import ConceptError, hand_written, parse_phrase, read_concept
 from functionary_vllm.training.dataset.definitions import define, request
 from functionary_vllm.training.dataset.families import combined
-from functionary_vllm.training.dataset.generator import Generator, blocked_names, is_held_out
+from functionary_vllm.training.dataset.generator import (
+    _FAMILIAR,
+    _INFERRED,
+    Generator,
+    Split,
+    blocked_names,
+    is_held_out,
+)
+from functionary_vllm.training.dataset.interpretation import interpret
 from functionary_vllm.training.dataset.kind import KindError
 from functionary_vllm.training.dataset.pools import pools
 from functionary_vllm.training.dataset.text import styled, words_of
@@ -28,7 +36,7 @@ Line = dict[str, Any]
 # Changes with every change of the generator, of its tables and of the concepts: then training begins with other data,
 # and the model card's recipe has to name the commit. Print it with
 #   python -c "from tests.test_dataset import golden; print(golden())"
-GOLDEN = "694d4fa1f76019aa"
+GOLDEN = "9f2b5ed2278bca8e"
 
 
 def lines(count: int, *, split: Any = "train", seed: int = 7, apis: bool = False) -> list[Line]:
@@ -107,6 +115,78 @@ def test_what_is_passed_was_said_or_is_a_default(trained: list[Line]) -> None:
                     )
     assert total > 1500
     assert unsaid < 0.12 * total  # words for numbers, times of day
+
+
+def test_functions_borrow_parameters_only_in_training_and_nobody_fills_them() -> None:
+    for held_out in (False, True):
+        generator = Generator(5, "heldout" if held_out else "train", apis=False)
+        own = {concept.domain + concept.name: {p.name for p in concept.parameters} for concept in generator.all}
+        borrowed = 0
+        for _ in range(60):
+            for offered in generator._scene().offered:
+                before = own[offered.concept.domain + offered.concept.name]
+                added = {p.name for p in offered.concept.parameters} - before
+                borrowed += len(added)
+                said = request(offered, generator.rng, held_out=held_out).said
+                assert not added & {path.split(".")[0] for path in said}
+        assert borrowed == 0 if held_out else borrowed > 30
+
+
+def test_units_that_are_needed_go_unsaid_only_in_training_and_are_passed_all_the_same() -> None:
+    concept = next(c for c in hand_written() if c.name == "get hourly forecast")
+    phrase = next(p for p in concept.say if "unit" in p.slots())
+    unsaid = {True: 0, False: 0}
+    for held_out in unsaid:
+        for i in range(100):
+            made = request(define(concept, Random(i)), Random(i), phrases=[phrase], held_out=held_out)
+            assert made.call.arguments["unit"] in ("celsius", "fahrenheit")
+            assert not made.lacking
+            unsaid[held_out] += "unit" not in made.said
+    assert unsaid[True] == 0
+    assert 5 < unsaid[False] < 50
+
+
+def test_in_training_the_weather_is_offered_more_and_units_are_to_be_inferred() -> None:
+    familiar: dict[str, float] = {}
+    inferred: dict[str, int] = {}
+    splits: tuple[Split, ...] = ("train", "heldout")
+    for split in splits:
+        generator = Generator(6, split, apis=False)
+        offered = [offered for _ in range(300) for offered in generator._scene().offered]
+        familiar[split] = sum(one.concept.name in _FAMILIAR for one in offered) / len(offered)
+        inferred[split] = sum(words in json.dumps(one.function) for one in offered for words in _INFERRED)
+    assert familiar["train"] > 0.005
+    assert inferred["train"] > 10
+    assert inferred["heldout"] == 0
+
+
+def test_what_a_result_always_says_is_other_words_in_training_and_told_alike() -> None:
+    concept = next(c for c in hand_written() if c.name == "track food order")
+    said: dict[bool, set[str]] = {True: set(), False: set()}
+    for held_out in said:
+        for i in range(60):
+            rng = Random(i)
+            definition = define(concept, rng)
+            content, told = interpret(definition, request(definition, rng), rng, held_out)
+            assert content["status"] in told
+            assert str(content["minutes"]) in told
+            said[held_out].add(content["status"])
+    assert said[True] == {"on the way"}
+    assert "on the way" in said[False]
+    assert len(said[False]) > 5
+
+
+def test_some_flat_results_are_told_word_by_word() -> None:
+    concept = next(c for c in hand_written() if c.name == "summarize monthly spending")
+    told = []
+    for i in range(60):
+        rng = Random(i)
+        definition = define(concept, rng)
+        content, sentence = interpret(definition, request(definition, rng), rng, held_out=False)
+        told.append(
+            sentence == f"The total is {content['total']} and the largest category is {content['largest_category']}."
+        )
+    assert 5 < sum(told) < 35
 
 
 def test_kinds_are_what_they_say(trained: list[Line]) -> None:

@@ -159,6 +159,8 @@ def request(
     for stretch in phrase.stretches():
         names = stretch.slots()
         needed = any(name in offered and not offered[name][1] for name in names)
+        if needed and not held_out and all(name in offered and offered[name][0].choices for name in names):
+            needed = rng.random() < 0.5  # nobody has to say a unit
         if (
             stretch is not left_out
             and all(name in offered for name in names)

@@ -29,6 +29,14 @@ Split = Literal["train", "heldout"]
 HELD_OUT_SHARE = 8  # one stem in eight
 _SHARES = {"hand written": 64, "records": 15, "facts": 10, "quantities": 6, "api": 7}  # of the functions on offer
 _SIZES = (1,) * 30 + (2,) * 25 + (3,) * 20 + (4,) * 13 + (5,) * 7 + (6,) * 5  # functions on offer
+_BORROWED = (0,) * 6 + (1, 2, 3, 4)  # optional parameters of another function, if that has one
+_FAMILIAR = ("get current weather", "get weather", "get temperature")  # what everybody tries first: 3 in 200 functions
+_INFERRED = (
+    "Infer it from the request.",
+    "Infer this from the place.",
+    "Choose what fits.",
+    "Guess it if it is not said.",
+)
 _BRANCHES = 9  # conversations about one set of functions
 _DATA = Path(__file__).parent
 
@@ -129,13 +137,32 @@ class Generator:
 
     def _offered(self, concept: Concept) -> Definition:
         """A definition; now and then its name says nothing, so that only the description tells what it does."""
-        made = define(concept, self.rng, self.blocked)
+        made = define(concept if self.held_out else self._widened(concept), self.rng, self.blocked)
         if self.rng.random() < 0.04:
             name = phrases.nonsense(self.rng)
             made = replace(made, name=name, function={**made.function, "name": name})
         return made
 
+    def _widened(self, concept: Concept) -> Concept:
+        """The concept, now and then with its parameters in another order than people speak of them, and with optional
+        parameters of others: nothing is ever said for those, nor passed."""
+        parameters = list(concept.parameters)
+        if self.rng.random() < 0.4:
+            self.rng.shuffle(parameters)
+        for _ in range(self.rng.choice(_BORROWED)):
+            taken = {parameter.name for parameter in parameters}
+            spare = [p for p in self._neighbour(concept).parameters if p.optional and p.name not in taken]
+            if spare:
+                parameters.insert(self.rng.randint(0, len(parameters)), spare[0])
+        for i, parameter in enumerate(parameters):
+            if parameter.choices and not parameter.optional and self.rng.random() < 0.2:
+                about = f"{parameter.about[0].rstrip('.')}. {self.rng.choice(_INFERRED)}"
+                parameters[i] = replace(parameter, about=(about,))
+        return replace(concept, parameters=tuple(parameters))
+
     def _concept(self) -> Concept:
+        if not self.held_out and self.rng.random() < 0.015:
+            return self.rng.choice([concept for concept in self._domains["weather_maps"] if concept.name in _FAMILIAR])
         origins = list(self.concepts)
         origin = self.rng.choices(origins, [_SHARES[origin] for origin in origins])[0]
         return self.rng.choice(self.concepts[origin])
